@@ -1,0 +1,127 @@
+"""The exceptions of aloop.
+
+Every error is an `AloopError` and also the standard type that a caller would catch anyway. Each
+message says what was given, what was expected and what to do about it.
+"""
+
+__all__ = [
+    "AloopError",
+    "AlreadyRunningError",
+    "BackendError",
+    "ConfigurationError",
+    "EmptyEpochError",
+    "ExtensionLookupError",
+    "JournalError",
+    "LogFileError",
+    "LogKeyError",
+    "LogTimeError",
+    "LogValueError",
+    "NoEpochError",
+    "NoEventLoopError",
+    "NoModelError",
+    "NotAttachedError",
+    "NotRunningError",
+    "ParameterError",
+    "QuantityError",
+    "StreamError",
+    "TrainingFinish",
+    "TriggerError",
+    "UnknownRunError",
+    "UnknownTriggerError",
+]
+
+
+class TrainingFinish(Exception):  # noqa: N818 - the name Blocks gave it, and no error
+    """Ends a run in good order. The loop raises it when it finds a reason to finish.
+
+    An extension may raise it too, which is the same as recording `training_finish_requested`
+    except that the callbacks after it are left out.
+    """
+
+
+class AloopError(Exception):
+    """Base class of all errors that aloop raises on purpose."""
+
+
+class AlreadyRunningError(AloopError, RuntimeError):
+    """`run()` was called while this loop, or another loop on one of its parts, is running."""
+
+
+class BackendError(AloopError, ValueError):
+    """A log backend that does not exist was asked for."""
+
+
+class ConfigurationError(AloopError, ValueError):
+    """A setting is unknown, has no value, or its value cannot be read."""
+
+
+class EmptyEpochError(AloopError, ValueError):
+    """An epoch ended without having yielded a single batch."""
+
+
+class ExtensionLookupError(AloopError, LookupError, ValueError):
+    """No extension has the name that was looked for, or several have."""
+
+
+class JournalError(AloopError, RuntimeError):
+    """The log could not be written to its file; what was not written is still in memory."""
+
+
+class LogFileError(AloopError, OSError):
+    """The file is not a log that this version of aloop can use."""
+
+
+class LogKeyError(AloopError, TypeError, ValueError):
+    """The key of a record is not a string, or not text that can be stored."""
+
+
+class LogTimeError(AloopError, ValueError):
+    """The time of a row is not a whole number from 0 on."""
+
+
+class LogValueError(AloopError, TypeError, ValueError):
+    """The log cannot hold this value."""
+
+
+class NoEpochError(AloopError, LookupError):
+    """The row of the last epoch was asked for before an epoch had ended."""
+
+
+class NoEventLoopError(AloopError, RuntimeError):
+    """A coroutine of aloop was awaited outside an asyncio event loop."""
+
+
+class NoModelError(AloopError, AttributeError):
+    """The loop's model was asked for, but the loop was made without one."""
+
+
+class NotAttachedError(AloopError, ValueError):
+    """An extension was asked for its main loop before it was given to one."""
+
+
+class NotRunningError(AloopError, RuntimeError):
+    """Something was asked of a run while none was under way."""
+
+
+class ParameterError(AloopError, ValueError):
+    """Parameters do not match gradients or values, or a step rule's number makes no sense."""
+
+
+class QuantityError(AloopError, LookupError):
+    """A quantity to monitor is not among those that the algorithm returned."""
+
+
+class StreamError(AloopError, ValueError):
+    """A data stream cannot be made or used the way it was asked for."""
+
+
+class TriggerError(AloopError, ValueError):
+    """A trigger of an extension has a value that makes no sense."""
+
+
+class UnknownRunError(AloopError, LookupError):
+    """No run of that id is in the database."""
+
+
+class UnknownTriggerError(TriggerError, TypeError):
+    """A trigger of an extension is misspelt or does not exist."""

@@ -1,0 +1,186 @@
+"""What the parts of aloop expect of one another.
+
+Extensions see the main loop, and the loop sees streams, algorithms and models, through these
+protocols alone; nobody has to inherit from anything.
+"""
+
+from collections.abc import Awaitable, Iterator, Mapping, MutableMapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from aloop.callbacks import Position
+
+__all__ = [
+    "Algorithm",
+    "AsyncEpochIterator",
+    "Batch",
+    "EpochIterator",
+    "IterationScheme",
+    "Log",
+    "Loop",
+    "Stateful",
+    "Stream",
+]
+
+# A batch is whatever the stream yields: a dictionary of arrays by source for streams that have
+# sources, anything at all for the others. Hence Any.
+Batch: TypeAlias = Any
+
+# What the log holds is checked at the assignment, at run time; a recursive alias of all kinds of
+# values would make every read of a record a type error at its user's. Hence Any.
+Record: TypeAlias = Any
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An object whose state can be taken out and put back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state as JSON values and numpy arrays."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Put back a state that `state_dict` gave."""
+        ...
+
+
+class EpochIterator(Protocol):
+    """The batches of one epoch, read without waiting."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+
+class AsyncEpochIterator(Protocol):
+    """The batches of one epoch, awaited."""
+
+    def __aiter__(self) -> "AsyncEpochIterator": ...
+
+    def __anext__(self) -> Awaitable[Batch]: ...
+
+
+class IterationScheme(Protocol):
+    """Says how many requests, hence batches or examples, an epoch has."""
+
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """A data stream, by the interface of Fuel's AbstractDataStream."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of what a batch holds, in order."""
+        ...
+
+    @property
+    def produces_examples(self) -> bool:
+        """True if the stream yields single examples, False if it yields batches."""
+        ...
+
+    @property
+    def iteration_scheme(self) -> Any:
+        """The scheme that orders the stream, or None."""
+        ...
+
+    def get_epoch_iterator(self, *, as_dict: bool = False) -> Any:
+        """Begin an epoch and give its iterator, sync or async."""
+        ...
+
+    def next_epoch(self) -> None:
+        """Make the next epoch iterator begin an epoch that follows this one."""
+        ...
+
+    def reset(self) -> None:
+        """Go back to the beginning of the first epoch."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the stream holds open."""
+        ...
+
+
+class Algorithm(Protocol):
+    """What trains: see `aloop.algorithms.TrainingAlgorithm`."""
+
+    async def initialize(self) -> None:
+        """Get ready; called once, before the first batch."""
+        ...
+
+    async def process_batch(self, batch: Batch, /) -> Mapping[str, Any] | None:
+        """Train on one batch and give the quantities that came with it, if any."""
+        ...
+
+
+class Log(Protocol):
+    """A training log as extensions see it: see `aloop.log.TrainingLog`."""
+
+    @property
+    def status(self) -> MutableMapping[str, Record]:
+        """What holds of the training now: `iterations_done`, `epochs_done` and the like."""
+        ...
+
+    @property
+    def current_row(self) -> MutableMapping[str, Record]:
+        """The records of the current time, `status["iterations_done"]`."""
+        ...
+
+    @property
+    def previous_row(self) -> MutableMapping[str, Record]:
+        """The records of the time before the current one."""
+        ...
+
+    @property
+    def last_epoch_row(self) -> MutableMapping[str, Record]:
+        """The records of the time at which the last epoch ended."""
+        ...
+
+    def __getitem__(self, time: int, /) -> MutableMapping[str, Record]: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Loop(Protocol):
+    """The main loop as extensions see it."""
+
+    @property
+    def log(self) -> Log:
+        """The log of the training."""
+        ...
+
+    @property
+    def status(self) -> MutableMapping[str, Record]:
+        """A shortcut for ``log.status``."""
+        ...
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What trains."""
+        ...
+
+    @property
+    def data_stream(self) -> Stream:
+        """Where the batches come from."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """The model the loop was given; AttributeError if it was given none."""
+        ...
+
+    @property
+    def position(self) -> Position:
+        """Where the training is."""
+        ...
+
+    @property
+    def quantities(self) -> Mapping[str, Any]:
+        """What the algorithm returned for the last batch."""
+        ...
+
+    def callbacks_changed(self) -> None:
+        """Say that an extension answers to other callbacks than before."""
+        ...
