@@ -1,0 +1,126 @@
+"""Running synchronous work off the event loop: the run's own worker thread.
+
+A run has one worker, and everything it offloads goes there, one call at a time and in order, so
+that frameworks with thread-local state are safe. The thread is a daemon: a call that never ends
+does not hold up the interpreter's exit, as one in the default executor would.
+"""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
+
+from aloop.turns import thread_at_work
+
+__all__ = ["Worker", "current_worker", "run_in_worker"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_Call: TypeAlias = "tuple[asyncio.Future[Any], Callable[[], Any]] | None"
+
+
+class Worker:
+    """One daemon thread that runs synchronous calls for an event loop.
+
+    The thread starts at the first call. Parameters:
+        name: the name of the thread, for debuggers and logs.
+    """
+
+    def __init__(self, name: str = "aloop worker") -> None:
+        self._name = name
+        self._calls: SimpleQueue[_Call] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._in_flight = 0
+
+    async def run(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function on the thread and give what it returned, or raise what it raised.
+
+        Context variables are carried over. Cancelling the wait does not stop the function: the
+        thread goes on with it, and later calls wait for their turn.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread.start()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._in_flight += 1
+        call = partial(contextvars.copy_context().run, _shielded(func), *args, **kwargs)
+        self._calls.put((future, call))
+        with thread_at_work():
+            return await future
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a call is running or waiting."""
+        return self._in_flight > 0
+
+    async def close(self) -> None:
+        """End the thread when it is idle; leave it behind, as a daemon, when it is stuck."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._calls.put(None)
+        if not self.is_busy:
+            thread.join()  # at once: nothing is left for it to do
+
+    def _work(self) -> None:
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                result = call()
+            except BaseException as error:  # noqa: BLE001 - it goes to whoever awaits the call
+                outcome = partial(self._settle, future, None, error)
+            else:
+                outcome = partial(self._settle, future, result, None)
+            try:
+                future.get_loop().call_soon_threadsafe(outcome)
+            except RuntimeError:
+                return  # the event loop was closed while the call ran: nobody waits any more
+            result = None
+            del item, future, call, outcome  # or they live until the next call
+
+    def _settle(
+        self, future: "asyncio.Future[Any]", result: object, error: BaseException | None
+    ) -> None:
+        """Bring what came of a call to its awaiter; runs in the event loop."""
+        self._in_flight -= 1
+        if future.done():
+            return  # its awaiter was cancelled
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+def _shielded(func: Callable[P, T]) -> Callable[P, T]:
+    """Turn a StopIteration into an error: a future cannot hold it, and its awaiter would hang."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return func(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(
+                "the function called in the worker thread raised StopIteration; use "
+                "next(iterator, default) in it"
+            ) from error
+
+    return call
+
+
+current_worker: Final[ContextVar[Worker | None]] = ContextVar("aloop_worker", default=None)
+"""The worker of the run that the running task belongs to."""
+
+
+async def run_in_worker(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a synchronous function on the worker thread of the run that this is called from.
+
+    Outside a run it runs on a thread of asyncio's default executor.
+    """
+    worker = current_worker.get()
+    if worker is None:
+        return await asyncio.to_thread(_shielded(func), *args, **kwargs)
+    return await worker.run(func, *args, **kwargs)

@@ -1,0 +1,77 @@
+"""When a run gives way to the rest of the event loop.
+
+A loop whose steps never wait would keep the event loop to itself. Giving way at each batch costs
+more than the iteration, so it is done by time; and because slices of time alone are unfair
+between runs of different speed, runs that share an event loop also give way every so many
+batches.
+"""
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from time import perf_counter, sleep
+from typing import Final, Self
+from weakref import WeakKeyDictionary
+
+__all__ = ["MAX_BATCHES", "SLICE_S", "Turn", "thread_at_work"]
+
+SLICE_S: Final = 0.001
+"""How long a run keeps the event loop: a timer plus its wake-up takes several turns, so this is
+well below the lateness that others can stand."""
+
+MAX_BATCHES: Final = 32
+"""How many batches a turn has at most while other runs share the event loop."""
+
+_LOCK_HANDOVER_S: Final = 1e-6
+"""Asked of the system, which makes it as long as it takes a thread to wake up."""
+
+_threads_at_work = 0
+
+_runs: "WeakKeyDictionary[asyncio.AbstractEventLoop, int]" = WeakKeyDictionary()
+
+
+class Turn:
+    """One run's turns in its event loop; a context manager around the run."""
+
+    __slots__ = ("_batches", "_ends_at", "_loop")
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        _runs[self._loop] = _runs.get(self._loop, 0) + 1
+        self._begin()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _runs[self._loop] -= 1
+
+    def _begin(self) -> None:
+        self._batches = 0
+        self._ends_at = perf_counter() + SLICE_S
+
+    def is_over(self) -> bool:
+        """Count a batch and say whether the turn has ended with it."""
+        self._batches += 1
+        if perf_counter() >= self._ends_at:
+            return True
+        return self._batches >= MAX_BATCHES and _runs[self._loop] > 1
+
+    async def give_way(self) -> None:
+        """Let the event loop do what else is due, and begin the next turn."""
+        if _threads_at_work:
+            # A loop that never waits starves them otherwise: each time the event loop looks for
+            # events it lets go of the interpreter lock and takes it again before a thread that
+            # waits for it has woken up, and that thread begins to wait anew.
+            sleep(_LOCK_HANDOVER_S)  # noqa: ASYNC251 - blocks on purpose, for some 60 µs
+        await asyncio.sleep(0)
+        self._begin()
+
+
+@contextmanager
+def thread_at_work() -> Generator[None]:
+    """Say, while the body runs, that another thread works for an event loop of this process."""
+    global _threads_at_work  # of the process, as the interpreter lock is
+    _threads_at_work += 1
+    try:
+        yield
+    finally:
+        _threads_at_work -= 1
