@@ -1,0 +1,14 @@
+"""Data streams: where the batches come from."""
+
+from aloop.streams.arrays import ArrayStream
+from aloop.streams.base import DataStream, as_stream
+from aloop.streams.schemes import BatchScheme, SequentialScheme, ShuffledScheme
+
+__all__ = [
+    "ArrayStream",
+    "BatchScheme",
+    "DataStream",
+    "SequentialScheme",
+    "ShuffledScheme",
+    "as_stream",
+]

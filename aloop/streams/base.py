@@ -1,0 +1,144 @@
+"""The base of the streams, and `as_stream`, which makes one out of what the user has."""
+
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any, cast
+
+from aloop.errors import StreamError
+from aloop.protocols import Stream
+
+__all__ = ["AsyncIterableStream", "CallableStream", "DataStream", "IterableStream", "as_stream"]
+
+
+class DataStream:
+    """Base of aloop's own streams; the interface is that of Fuel's AbstractDataStream."""
+
+    sources: tuple[str, ...] = ()
+    """The names of what a batch holds; empty when batches are whatever they are."""
+
+    produces_examples: bool = False
+    """True if the stream yields single examples, False if it yields batches."""
+
+    iteration_scheme: Any = None
+    """The scheme that orders the stream; its length is the number of batches in an epoch."""
+
+    def get_epoch_iterator(self, *, as_dict: bool = True) -> Any:
+        """Begin an epoch and give its iterator, sync or async."""
+        raise NotImplementedError
+
+    def next_epoch(self) -> None:
+        """Make the next iterator begin an epoch that follows this one."""
+
+    def reset(self) -> None:
+        """Go back to the beginning of the first epoch."""
+
+    def close(self) -> None:
+        """Let go of what the stream holds open."""
+
+
+class IterableStream(DataStream):
+    """Batches out of a list or another iterable; each epoch goes through it once.
+
+    The iterable is read on the event loop's thread, so it should not wait.
+    """
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self._iterable = iterable
+        self._used_up = False
+
+    def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any]:
+        """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
+        iterator = iter(self._iterable)
+        if iterator is self._iterable:
+            _refuse_second_epoch(self._iterable, self._used_up)
+            self._used_up = True
+        return iterator
+
+    def __len__(self) -> int:
+        """Give the number of batches in an epoch; TypeError if it cannot be known."""
+        return len(cast("Sequence[Any]", self._iterable))
+
+
+class AsyncIterableStream(DataStream):
+    """Batches out of an async iterable; each epoch goes through it once."""
+
+    def __init__(self, iterable: AsyncIterable[Any]) -> None:
+        self._iterable = iterable
+        self._used_up = False
+
+    def get_epoch_iterator(self, *, as_dict: bool = True) -> AsyncIterator[Any]:
+        """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
+        iterator = aiter(self._iterable)
+        if iterator is self._iterable:
+            _refuse_second_epoch(self._iterable, self._used_up)
+            self._used_up = True
+        return iterator
+
+
+class CallableStream(DataStream):
+    """Batches out of what a function without arguments returns, called anew for each epoch."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any] | AsyncIterator[Any]:
+        """Call the function and begin with what it returned, a sync or an async iterable."""
+        made = self._function()
+        if isinstance(made, AsyncIterable):
+            return aiter(cast("AsyncIterable[Any]", made))
+        if _is_epoch(made):
+            return iter(cast("Iterable[Any]", made))
+        raise StreamError(
+            f"the data stream's function {self._function!r} returned {made!r:.80} of type "
+            f"{type(made).__name__}; expected an iterable or async iterable of batches; return "
+            "one, or write the function as a generator"
+        )
+
+
+def as_stream(source: Any) -> Stream:
+    """Make a stream out of what there is.
+
+    Takes a stream (anything with Fuel's `get_epoch_iterator`), which is given back as it is; a
+    list, tuple or other iterable of batches; an async iterable of batches; or a function without
+    arguments that returns an iterable or async iterable and is called for each epoch. Sync
+    sources are read on the event loop's thread.
+
+    Raises `StreamError` for anything else, text and single dictionaries included.
+    """
+    if hasattr(source, "get_epoch_iterator") and not isinstance(source, type):
+        return source
+    if isinstance(source, AsyncIterable):
+        return AsyncIterableStream(cast("AsyncIterable[Any]", source))
+    what = cast("object", source)
+    if _is_epoch(what):
+        return IterableStream(cast("Iterable[Any]", source))
+    if callable(what) and not isinstance(what, type):
+        return CallableStream(what)
+    raise StreamError(
+        f"the data stream is {what!r:.80} of type {type(what).__name__}; expected a stream, "
+        "an iterable or async iterable of batches, or a function that returns one; wrap a single "
+        "batch in a list, and arrays in ArrayStream"
+    )
+
+
+def _is_epoch(value: object) -> bool:
+    """Tell what can be gone through and is not surely a single batch, or a class of such."""
+    return isinstance(value, Iterable) and not isinstance(
+        value, (str, bytes, bytearray, Mapping, type)
+    )
+
+
+def _refuse_second_epoch(source: object, used_up: bool) -> None:
+    if used_up:
+        raise StreamError(
+            f"the data stream {source!r:.80} is an iterator and was used up by its first epoch; "
+            "expected something that can be gone through again; give the function that makes it "
+            "instead of what it returned"
+        )
