@@ -1,0 +1,223 @@
+"""The SQL of the log, run on the connection's own thread.
+
+`LogConnection` is given to aiosqlite as the connection factory. Handing over a whole group and
+writing it in `commit` makes a group one call on that thread, where a call per statement would be
+a hop each, and ``executemany`` would let go of the interpreter lock once per row and crawl beside
+a busy main thread.
+"""
+
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import Any, Final
+
+from aloop.errors import LogFileError
+from aloop.log.base import STATUS, Change, RunStart
+from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
+from aloop.log.values import encode, encode_json
+
+__all__ = ["BUSY_TIMEOUT_S", "Group", "LogConnection", "Writer"]
+
+BUSY_TIMEOUT_S: Final = 10.0
+"""How long a write waits for a connection of another process or event loop to finish its own."""
+
+# Of four values each, well under SQLite's limit of 32,766 variables. The fewer statements, the
+# less often this thread has to wait for the interpreter lock beside a busy event loop.
+_ROWS_A_STATEMENT: Final = 4096
+
+
+@dataclass(slots=True)
+class Writer:
+    """Where a log's records go: the integer id of its run, once the run is in the file."""
+
+    run_id: int | None = None
+
+
+@dataclass(slots=True)
+class Group:
+    """What one log has to write, all of it or nothing."""
+
+    writer: Writer
+    changes: list[Change]
+    sequence: int
+
+
+class LogConnection(sqlite3.Connection):
+    """A connection that writes groups of changes in `commit`, used on one thread only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Set by the event loop's thread before it asks for a commit, one commit at a time.
+        self.groups: list[Group] = []
+        self.durable = False
+        # What came of the last commit; kept here because its awaiter may have been cancelled.
+        self.failure: Exception | None = None
+        self._key_ids: dict[str, int] = {}
+        self._is_full = False
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Check that the file is a log, or make it one."""
+        version = self._checked_version()
+        self.execute("PRAGMA journal_mode = WAL")
+        self.execute("PRAGMA synchronous = NORMAL")
+        if version:
+            return
+        with self._transaction():
+            # Another process may have been faster.
+            if not self._checked_version():
+                for statement in CREATE:
+                    self.execute(statement)
+                self.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def commit(self) -> None:
+        """Write the groups in one transaction; `failure` tells what came of it."""
+        self.failure = None
+        try:
+            self._set_full(self.durable)
+            with self._transaction():
+                run_ids = [self._write_group(group) for group in self.groups]
+                if self.durable:
+                    self.execute("UPDATE barriers SET number = number + 1")
+        except Exception as error:  # noqa: BLE001 - kept for the journal to report
+            # Ids that were handed out in this transaction are gone with it.
+            self._key_ids.clear()
+            self.failure = error
+            return
+        for group, run_id in zip(self.groups, run_ids, strict=True):
+            group.writer.run_id = run_id
+
+    def _checked_version(self) -> int:
+        try:
+            (application_id,) = self.execute("PRAGMA application_id").fetchone()
+            (version,) = self.execute("PRAGMA user_version").fetchone()
+            (tables,) = self.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+        except sqlite3.DatabaseError as error:
+            if "not a database" not in str(error):
+                raise
+            raise LogFileError(
+                f"{self._file_name()} is not a SQLite database; expected a log or no file at "
+                "all; choose another path"
+            ) from error
+        if application_id == APPLICATION_ID and version <= SCHEMA_VERSION:
+            return version
+        if application_id == APPLICATION_ID:
+            raise LogFileError(
+                f"{self._file_name()} has schema version {version}; expected at most "
+                f"{SCHEMA_VERSION}; upgrade aloop to read it"
+            )
+        if tables or version:
+            raise LogFileError(
+                f"{self._file_name()} is a database of another program (application id "
+                f"{application_id}); expected a log or no file at all; choose another path"
+            )
+        return 0
+
+    def _file_name(self) -> str:
+        return self.execute("PRAGMA database_list").fetchone()[2] or ":memory:"
+
+    def _set_full(self, is_full: bool) -> None:
+        if is_full != self._is_full:
+            self.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
+            self._is_full = is_full
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        """Begin a transaction; commit it, or take it back when the body or the commit raises."""
+        # IMMEDIATE: a transaction that only later asks to write can be refused in its middle.
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            # SQLite takes some transactions back by itself, that of a full disk for example.
+            if self.in_transaction:
+                self.execute("ROLLBACK")
+            raise
+
+    def _write_group(self, group: Group) -> int | None:
+        """Write a group and give the run id that its log has afterwards."""
+        run_id = group.writer.run_id
+        entries: list[tuple[int, int, int, Any]] = []
+        status: dict[str, Any] = {}
+        key_ids = self._key_ids
+        for change in group.changes:
+            if isinstance(change, RunStart):
+                self._write(run_id, entries, status)
+                run_id, entries, status = self._start_run(change), [], dict(change.status)
+                continue
+            time, key, value = change
+            if time == STATUS:
+                status[key] = value
+                continue
+            assert run_id is not None, "the first change of a log starts its run"
+            key_id = key_ids.get(key) or self._key_id(key)
+            entries.append((run_id, key_id, time, encode(value)))
+        self._write(run_id, entries, status)
+        self.execute("UPDATE runs SET sequence = ? WHERE id = ?", (group.sequence, run_id))
+        return run_id
+
+    def _start_run(self, start: RunStart) -> int:
+        hyperparameters = start.hyperparameters
+        cursor = self.execute(
+            "INSERT INTO runs (run, name, hyperparameters, started_at, resumed_from, forked_at, "
+            "sequence) VALUES (?, ?, ?, ?, ?, ?, 0)",
+            (
+                start.run,
+                start.name,
+                None if hyperparameters is None else encode_json(hyperparameters),
+                datetime.now(UTC).isoformat(timespec="milliseconds"),
+                start.resumed_from,
+                start.forked_at,
+            ),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def _write(
+        self,
+        run_id: int | None,
+        entries: list[tuple[int, int, int, Any]],
+        status: dict[str, Any],
+    ) -> None:
+        if status:
+            # Of a status many values may have come and gone since; the last is what counts.
+            self._insert(
+                "stored_status (run, key, value)",
+                [(run_id, self._key_id(key), encode(value)) for key, value in status.items()],
+            )
+        self._insert("stored_entries (run, key, time, value)", entries)
+
+    def _insert(self, columns: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        for size, chunk in _chunks(rows):
+            one = f"({', '.join('?' * len(chunk[0]))})"
+            self.execute(
+                f"REPLACE INTO {columns} VALUES {', '.join([one] * size)}",
+                list(chain.from_iterable(chunk)),
+            )
+
+    def _key_id(self, key: str) -> int:
+        key_id = self._key_ids.get(key)
+        if key_id is None:
+            self.execute("INSERT OR IGNORE INTO keys (key) VALUES (?)", (key,))
+            (key_id,) = self.execute("SELECT id FROM keys WHERE key = ?", (key,)).fetchone()
+            self._key_ids[key] = key_id
+        return key_id
+
+
+def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
+    """Cut the rows into lengths that are powers of two, so that few statements are prepared."""
+    iterator = iter(rows)
+    left = len(rows)
+    while left:
+        size = min(_ROWS_A_STATEMENT, 1 << (left.bit_length() - 1))
+        yield size, list(islice(iterator, size))
+        left -= size

@@ -1,0 +1,243 @@
+"""The journal: one writer task and one connection for each database file.
+
+Logs hand over what is committed; the writer commits what has come together in 20 ms as one
+transaction, in one call on the connection's thread. All logs of one event loop that write to the
+same file share one journal.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Final, Protocol
+
+import aiosqlite
+
+from aloop.errors import AloopError, JournalError, LogFileError
+from aloop.log.connection import BUSY_TIMEOUT_S, Group, LogConnection
+from aloop.turns import thread_at_work
+
+__all__ = ["GROUP_COMMIT_S", "MEMORY", "Journal"]
+
+GROUP_COMMIT_S: Final = 0.02
+"""How long a record waits at most for others to be committed together with it."""
+
+MEMORY: Final = ":memory:"
+"""The name of a database that is nowhere but in memory."""
+
+_logger = logging.getLogger("aloop")
+
+
+class Source(Protocol):
+    """A log, as the journal sees it."""
+
+    def take_group(self) -> Group | None:
+        """Hand over what is committed and not yet written."""
+        ...
+
+    def put_back(self, group: Group) -> None:
+        """Take back a group that could not be written."""
+        ...
+
+
+class Journal:
+    """Writes the changes of many logs into one database file."""
+
+    _open: ClassVar[dict[tuple[str, asyncio.AbstractEventLoop], "Journal"]] = {}
+
+    def __init__(self, database: str, key: tuple[str, asyncio.AbstractEventLoop] | None) -> None:
+        self._database = database
+        self._key = key
+        self._users = 0
+        self._loop = asyncio.get_running_loop()
+        self._dirty: dict[Source, None] = {}  # a set that keeps its order
+        self._waiters: list[asyncio.Future[None]] = []
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._want_durable = False
+        self._unsynced = False
+        self._closing = False
+        self.failure: JournalError | None = None
+        self._connection: LogConnection | None = None
+        self._thread: threading.Thread | None = None
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._task = self._loop.create_task(self._run(), name=f"aloop journal {database}")
+
+    @classmethod
+    async def acquire(cls, database: str | Path) -> "Journal":
+        """Give the journal of this file for the running event loop, opened.
+
+        Each `acquire` is to be answered by one `release`. Raises `LogFileError` if the file is
+        not a log or cannot be made one.
+        """
+        if str(database) == MEMORY:
+            journal = cls(MEMORY, None)  # each has its own
+        else:
+            key = (str(database), asyncio.get_running_loop())
+            found = cls._open.get(key)
+            journal = cls._open[key] = found or cls(str(database), key)
+        await journal._join()  # noqa: SLF001 - its own class
+        return journal
+
+    async def _join(self) -> None:
+        self._users += 1
+        try:
+            # Shielded, because others may be waiting for the same opening.
+            await asyncio.shield(self._opened)
+        except BaseException:
+            await self.release()
+            raise
+
+    async def release(self) -> None:
+        """Give the journal back; the last one out closes it, when everything is written."""
+        self._users -= 1
+        if self._users:
+            return
+        if self._key is not None and self._open.get(self._key) is self:
+            del self._open[self._key]
+        self._closing = True
+        self._wake.set()
+        # wait() leaves the task alone when the caller is cancelled: it goes on to the end.
+        await asyncio.wait([self._task])
+
+    def notify(self, source: Source, *, durable: bool = False) -> None:
+        """Say that a log has something committed to write."""
+        self._dirty[source] = None
+        self._want_durable |= durable
+        if self._timer is None and self.failure is None:
+            self._timer = self._loop.call_later(GROUP_COMMIT_S, self._wake.set)
+
+    async def flush(self) -> None:
+        """Wait until everything that was notified so far is on the disk.
+
+        Raises `JournalError` if it could not be written; it is then still in memory.
+        """
+        if self._task.done():
+            raise self.failure or JournalError(
+                f"the log {self._database} is closed; open it again with 'async with log:'"
+            )
+        written: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(written)
+        self._wake.set()
+        await written
+
+    async def _run(self) -> None:
+        """Own the connection: open it, write until told to close, close it."""
+        try:
+            connection = aiosqlite.connect(
+                self._database,
+                timeout=BUSY_TIMEOUT_S,
+                isolation_level=None,
+                factory=self._connect,
+            )
+            # The interpreter waits at its exit for threads that are not daemons. This one ends
+            # with the task; when the event loop is gone without a word, nothing else would end it.
+            async with connection as database:
+                self._opened.set_result(None)
+                while not self._closing or self._dirty or self._waiters:
+                    await self._wait()
+                    await self._write(database)
+                    if self._closing and self.failure is not None:
+                        break
+        except (sqlite3.Error, AloopError, OSError) as error:
+            self._fail(error)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._thread is not None:
+                self._thread.join()  # it was told to end, and has nothing left to do
+            if not self._opened.done():
+                self._opened.cancel()
+            for waiter in self._waiters:
+                waiter.cancel()
+
+    def _connect(self, *args: Any, **kwargs: Any) -> LogConnection:
+        """Make the connection, on its thread, and keep it for handing over groups."""
+        self._thread = threading.current_thread()
+        self._connection = LogConnection(*args, **kwargs)
+        return self._connection
+
+    async def _wait(self) -> None:
+        if self._closing:
+            return
+        try:
+            await self._wake.wait()
+        except asyncio.CancelledError:
+            # The event loop is about to be closed (asyncio.run cancels what is left at its end).
+            # What was committed is written first; the task ends right after.
+            self._closing = True
+        self._wake.clear()
+
+    async def _write(self, database: aiosqlite.Connection) -> None:
+        """Commit what the logs hand over as one transaction, and tell those who wait for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        sources, self._dirty = self._dirty, {}
+        waiters, self._waiters = self._waiters, []
+        taken = [(source, group) for source in sources if (group := source.take_group())]
+        durable = self._want_durable or bool(waiters) or self._closing
+        self._want_durable = False
+        if taken or (durable and self._unsynced):
+            connection = self._connection
+            assert connection is not None
+            connection.groups = [group for _, group in taken]
+            connection.durable = durable
+            with thread_at_work():
+                await self._call(database.commit, database)
+            self._judge(connection.failure)
+            if connection.failure is None:
+                self._unsynced = not durable
+            else:
+                self._put_back(taken)
+        for waiter in waiters:
+            if waiter.done():
+                continue  # its awaiter was cancelled
+            if self.failure is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(self.failure)
+
+    async def _call(self, call: Callable[[], Any], database: aiosqlite.Connection) -> None:
+        """Wait until a call has ended on the connection's thread, through cancellation."""
+        while True:
+            try:
+                await call()
+                return
+            except asyncio.CancelledError:
+                # Cancelling the wait does not cancel the call. The thread takes one call after
+                # another, so once this one has ended the first one has too.
+                self._closing = True
+                call = lambda: database.execute("SELECT 1")  # noqa: E731 - a name would say less
+
+    def _judge(self, failure: Exception | None) -> None:
+        if failure is None:
+            self.failure = None
+            return
+        known = self.failure is not None
+        self.failure = JournalError(
+            f"the log {self._database} could not be written: {failure}; nothing is lost yet, its "
+            "records are in memory; make room or mend the file, then await log.flush()"
+        )
+        self.failure.__cause__ = failure
+        if not known:
+            _logger.error("%s", self.failure)
+
+    def _put_back(self, taken: list[tuple[Source, Group]]) -> None:
+        for source, group in taken:
+            source.put_back(group)
+            self._dirty[source] = None
+
+    def _fail(self, error: Exception) -> None:
+        """Report that the file could not be opened."""
+        if self._opened.done():
+            self._judge(error)
+            return
+        if not isinstance(error, LogFileError):
+            error = LogFileError(
+                f"the log {self._database} cannot be opened: {error}; expected a path in a "
+                "directory that exists and can be written to"
+            )
+        self._opened.set_exception(error)
