@@ -1,0 +1,75 @@
+"""The training main loop for asyncio: stop it anywhere, resume exactly, inside your service."""
+
+from aloop.algorithms import (
+    Adam,
+    FunctionAlgorithm,
+    GradientDescent,
+    Momentum,
+    ParameterDict,
+    Scale,
+    StepRule,
+    TrainingAlgorithm,
+    as_algorithm,
+)
+from aloop.callbacks import CallbackName, Position, Stage
+from aloop.config import config
+from aloop.errors import AloopError, TrainingFinish
+from aloop.extensions import (
+    CompositeExtension,
+    FinishAfter,
+    OnLogRecord,
+    Printing,
+    ProgressBar,
+    SimpleExtension,
+    Timestamp,
+    TrainingDataMonitoring,
+    TrainingExtension,
+)
+from aloop.log import SQLiteLog, TrainingLog
+from aloop.main_loop import MainLoop
+from aloop.offload import run_in_worker
+from aloop.streams import (
+    ArrayStream,
+    DataStream,
+    SequentialScheme,
+    ShuffledScheme,
+    as_stream,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "AloopError",
+    "ArrayStream",
+    "CallbackName",
+    "CompositeExtension",
+    "DataStream",
+    "FinishAfter",
+    "FunctionAlgorithm",
+    "GradientDescent",
+    "MainLoop",
+    "Momentum",
+    "OnLogRecord",
+    "ParameterDict",
+    "Position",
+    "Printing",
+    "ProgressBar",
+    "SQLiteLog",
+    "Scale",
+    "SequentialScheme",
+    "ShuffledScheme",
+    "SimpleExtension",
+    "Stage",
+    "StepRule",
+    "Timestamp",
+    "TrainingAlgorithm",
+    "TrainingDataMonitoring",
+    "TrainingExtension",
+    "TrainingFinish",
+    "TrainingLog",
+    "as_algorithm",
+    "as_stream",
+    "config",
+    "run_in_worker",
+]

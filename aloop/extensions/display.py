@@ -1,0 +1,162 @@
+"""Extensions that show the training to a person at a terminal or in a notebook."""
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from aloop.callbacks import CallbackName
+from aloop.extensions.base import SimpleExtension, TrainingExtension
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["Printing", "ProgressBar"]
+
+_LINE = "-" * 79
+
+
+class Printing(SimpleExtension):
+    """Prints the status of the training and the records of the current row.
+
+    By default before the first epoch, on resumption, after each epoch, on an interrupt and after
+    the training. Names that begin with an underscore are left out.
+
+    Parameters:
+        file: where to print; standard output unless given.
+        name, triggers: as for `SimpleExtension`.
+    """
+
+    def __init__(
+        self, file: TextIO | None = None, name: str | None = None, **triggers: bool | int | None
+    ) -> None:
+        self.file = file
+        on = dict.fromkeys(
+            (
+                "before_first_epoch",
+                "on_resumption",
+                "after_epoch",
+                "after_training",
+                "on_interrupt",
+            ),
+            True,
+        )
+        super().__init__(name, **(on | triggers))
+
+    async def do(self, which_callback: str, *args: Any) -> None:
+        """Print a block."""
+        log = self.main_loop.log
+        title = which_callback
+        if which_callback == CallbackName.BEFORE_EPOCH and not log.status["epochs_done"]:
+            title = "before_first_epoch"
+        block = [
+            "",
+            _LINE,
+            title.replace("_", " ").upper(),
+            _LINE,
+            "Training status:",
+            *_lines(log.status),
+            f"Log records from the iteration {log.status['iterations_done']}:",
+            *_lines(log.current_row),
+        ]
+        _write("\n".join(block), sys.stdout if self.file is None else self.file)
+
+
+class ProgressBar(TrainingExtension):
+    """Shows one progress bar an epoch, by tqdm: in a terminal as text, in a notebook as a widget.
+
+    The bar has an end when the number of batches is known: from the length of the stream's
+    iteration scheme, or of the stream itself.
+
+    Parameters:
+        file: where to show it; standard error unless given.
+        name: as for `TrainingExtension`.
+    """
+
+    def __init__(self, file: TextIO | None = None, name: str | None = None) -> None:
+        super().__init__(name)
+        self.file = file
+        self.bar: tqdm[Any] | None = None
+
+    async def before_epoch(self) -> None:
+        """Begin a bar."""
+        self._begin()
+
+    async def on_resumption(self) -> None:
+        """Begin a bar in the middle, if that is where the epoch is."""
+        if self.main_loop.position.stage.in_epoch:
+            self._begin()
+
+    async def after_batch(self, batch: object) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update()
+
+    async def after_epoch(self) -> None:
+        """End the bar."""
+        self._end()
+
+    async def after_training(self) -> None:
+        """End the bar."""
+        self._end()
+
+    async def on_interrupt(self) -> None:
+        """End the bar."""
+        self._end()
+
+    async def on_error(self, exception: BaseException) -> None:
+        """End the bar."""
+        self._end()
+
+    def _begin(self) -> None:
+        self._end()
+        position = self.main_loop.position
+        # Imported when the first bar is shown: tqdm takes a third of the time numpy takes.
+        from tqdm.auto import tqdm
+
+        class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument, reportUntypedBaseClass]
+            monitor_interval = 0  # or tqdm starts a thread, which outlives the run
+
+        self.bar = Bar(
+            desc=f"Epoch {position.epochs_done + 1}",
+            total=epoch_length(self.main_loop.data_stream),
+            initial=position.batch,
+            unit="batch",
+            miniters=1,  # look at the clock at every batch, since no monitor thread does
+            file=self.file,
+        )
+
+    def _end(self) -> None:
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            bar.close()
+
+
+def epoch_length(stream: Any) -> int | None:
+    """Give the number of batches in an epoch of the stream, or None where it is not known."""
+    scheme = stream.iteration_scheme
+    try:
+        return len(stream if scheme is None else scheme)
+    except TypeError:
+        return None
+
+
+def _lines(records: Mapping[str, Any]) -> list[str]:
+    return [
+        f"\t {name}: {_short(records[name])}"
+        for name in sorted(records)
+        if not name.startswith("_")
+    ]
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _write(text: str, file: TextIO) -> None:
+    tqdm_module = sys.modules.get("tqdm")
+    if tqdm_module is None:
+        print(text, file=file)
+    else:
+        # Takes the bars that are showing off the screen while it prints.
+        with tqdm_module.tqdm.external_write_mode(file=file):
+            print(text, file=file)

@@ -1,0 +1,92 @@
+"""Extensions that record quantities."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from aloop.errors import QuantityError
+from aloop.extensions.base import SimpleExtension
+from aloop.protocols import Batch
+
+__all__ = ["TrainingDataMonitoring"]
+
+
+class TrainingDataMonitoring(SimpleExtension):
+    """Records means of what the algorithm returned for the training batches.
+
+    A mean goes over the batches since the last time it was recorded, weighted by their numbers
+    of examples: the length of a batch's first source, 1 for a batch without a length. Nothing is
+    computed twice. When no batch has passed since the last time, nothing is recorded.
+
+    Parameters:
+        variables: the names of the quantities.
+        prefix, suffix: what stands before and after a name in the record, with an underscore.
+        name, triggers: as for `SimpleExtension`; after each epoch if there is no trigger.
+
+    Raises `QuantityError` when the algorithm did not return one of the quantities.
+    """
+
+    SEPARATOR = "_"
+
+    def __init__(
+        self,
+        variables: Iterable[str],
+        prefix: str | None = None,
+        suffix: str | None = None,
+        name: str | None = None,
+        **triggers: bool | int | None,
+    ) -> None:
+        if isinstance(variables, str):
+            raise ValueError(
+                f"variables is {variables!r}; expected a list of names; write [{variables!r}]"
+            )
+        self.variables = list(variables)
+        self.prefix = prefix
+        self.suffix = suffix
+        self._sums: dict[str, Any] = {}
+        self._weight = 0
+        super().__init__(name, **(triggers or {"after_epoch": True}))
+
+    async def after_batch(self, batch: Batch) -> None:
+        """Add what the algorithm returned for this batch."""
+        quantities = self.main_loop.quantities
+        weight = number_of_examples(batch, self.main_loop.data_stream.sources)
+        for variable in self.variables:
+            if variable not in quantities:
+                raise QuantityError(
+                    f"variable {variable!r} is to be monitored, but the algorithm returned "
+                    f"{', '.join(map(repr, quantities)) or 'nothing'}; expected it among the "
+                    "quantities that process_batch returns; correct the name or return it"
+                )
+            share = weight * np.asarray(quantities[variable])
+            self._sums[variable] = self._sums.get(variable, 0) + share
+        self._weight += weight
+
+    async def do(self, which_callback: str, *args: Any) -> None:
+        """Record the means and begin anew."""
+        if not self._weight:
+            return
+        row = self.main_loop.log.current_row
+        for variable, total in self._sums.items():
+            row[self.record_name(variable)] = total / self._weight
+        self._sums = {}
+        self._weight = 0
+
+    def record_name(self, variable: str) -> str:
+        """Give the name under which a variable is recorded."""
+        return self.SEPARATOR.join(part for part in (self.prefix, variable, self.suffix) if part)
+
+
+def number_of_examples(batch: Batch, sources: tuple[str, ...] = ()) -> int:
+    """Give the length of the batch's first source, or 1 where there is no such thing."""
+    first: object = batch
+    if isinstance(batch, Mapping) and batch:
+        named = cast("Mapping[str, Any]", batch)
+        first = named[sources[0]] if sources and sources[0] in named else next(iter(named.values()))
+    elif isinstance(batch, (tuple, list)) and batch:
+        first = cast("Any", batch)[0]
+    try:
+        return len(cast("Any", first))
+    except TypeError:
+        return 1

@@ -1,0 +1,70 @@
+"""Extensions that end the training."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from aloop.callbacks import CallbackName
+from aloop.extensions.base import SimpleExtension, counted
+from aloop.extensions.predicates import Counter, Predicate
+from aloop.protocols import Log
+
+__all__ = ["FinishAfter"]
+
+
+@dataclass
+class _Reached:
+    """Holds when a counter is at the limit or beyond, unless the limit was lifted."""
+
+    counter: Counter
+    limit: int
+    is_lifted: bool = False
+
+    def __call__(self, log: Log) -> bool:
+        return not self.is_lifted and log.status[self.counter] >= self.limit
+
+
+class FinishAfter(SimpleExtension):
+    """Finishes the training when one of its triggers fires.
+
+    `after_n_epochs` and `after_n_batches` are limits: they also hold beyond their number, and
+    are looked at when a training goes on, so that starting one that is complete returns at once.
+    To extend a complete training add a condition: what was reached by then no longer counts.
+
+    Parameters:
+        name, triggers: as for `SimpleExtension`.
+    """
+
+    def __init__(self, name: str | None = None, **triggers: bool | int | None) -> None:
+        self._limits: list[_Reached] = []
+        super().__init__(name, **triggers)
+
+    def set_conditions(self, **triggers: bool | int | None) -> None:
+        """Replace all conditions by those of the triggers."""
+        self._limits = []
+        super().set_conditions(**triggers)
+
+    def add_condition(
+        self,
+        callbacks_names: Sequence[str],
+        predicate: Predicate | None = None,
+        arguments: Iterable[Any] | None = None,
+    ) -> Self:
+        """Add a condition, lifting the limits that the training has reached already."""
+        super().add_condition(callbacks_names, predicate, arguments)
+        if self._main_loop is not None:
+            for limit in self._limits:
+                limit.is_lifted |= limit(self._main_loop.log)
+        return self
+
+    async def do(self, which_callback: str, *args: Any) -> None:
+        """Record that the training is to finish."""
+        self.main_loop.log.current_row["training_finish_requested"] = True
+
+    def _count(self, trigger: str, number: int) -> Iterable[tuple[CallbackName, Predicate]]:
+        if trigger.startswith("every"):
+            return super()._count(trigger, number)
+        callback, counter = counted(trigger)
+        limit = _Reached(counter, number)
+        self._limits.append(limit)
+        return [(callback, limit), (CallbackName.ON_RESUMPTION, limit)]

@@ -1,0 +1,50 @@
+"""Extensions that record times."""
+
+from datetime import datetime
+from typing import Any
+
+from aloop.extensions.base import SimpleExtension
+
+__all__ = ["Timestamp"]
+
+
+class Timestamp(SimpleExtension):
+    """Records the local date and time, with its offset from UTC, in ISO 8601.
+
+    By default before the training, on its resumption, after each epoch, on an interrupt, on an
+    error, and after the training.
+
+    Parameters:
+        log_record: the name of the record.
+        separator: what stands between date and time.
+        name, triggers: as for `SimpleExtension`.
+    """
+
+    DEFAULT_LOG_RECORD = "timestamp"
+
+    def __init__(
+        self,
+        log_record: str = DEFAULT_LOG_RECORD,
+        separator: str = " ",
+        name: str | None = None,
+        **triggers: bool | int | None,
+    ) -> None:
+        self.log_record = log_record
+        self.separator = separator
+        on = dict.fromkeys(
+            (
+                "before_training",
+                "after_epoch",
+                "on_error",
+                "on_interrupt",
+                "on_resumption",
+                "after_training",
+            ),
+            True,
+        )
+        super().__init__(name, **(on | triggers))
+
+    async def do(self, which_callback: str, *args: Any) -> None:
+        """Record the time."""
+        now = datetime.now().astimezone()
+        self.main_loop.log.current_row[self.log_record] = now.isoformat(self.separator)

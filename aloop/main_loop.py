@@ -1,0 +1,400 @@
+"""The main loop.
+
+The life of a run is in `aloop.callbacks`, line by line; the methods of `MainLoop` from `_start`
+on follow it. The ways in which a run ends are in `aloop.supervision`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal
+
+from aloop.algorithms.base import as_algorithm
+from aloop.callbacks import CallbackName, Position, Stage
+from aloop.config import config
+from aloop.errors import (
+    AlreadyRunningError,
+    EmptyEpochError,
+    NoModelError,
+    NotRunningError,
+    TrainingFinish,
+)
+from aloop.extensions.base import TrainingExtension
+from aloop.extensions.dispatch import Dispatcher, find_extension
+from aloop.log.backends import create_log
+from aloop.log.base import TrainingLog
+from aloop.offload import Worker, current_worker
+from aloop.profile import Profile
+from aloop.signals import SignalMode, check_mode, subscribed
+from aloop.streams.base import as_stream
+from aloop.streams.fetch import END, fetcher
+from aloop.supervision import (
+    CANCELLED,
+    StopLevel,
+    StopRequest,
+    finish_reason,
+    forget_last_ending,
+    require_event_loop,
+    supervise,
+    traceback_text,
+)
+from aloop.turns import Turn
+
+__all__ = ["MainLoop"]
+
+# Reading a member of an enumeration takes longer than calling a function does.
+_BEFORE_BATCH: Final = CallbackName.BEFORE_BATCH
+_AFTER_BATCH: Final = CallbackName.AFTER_BATCH
+_BATCH_STARTED: Final = Stage.BATCH_STARTED
+_BATCH_DONE: Final = Stage.BATCH_DONE
+_NO_QUANTITIES: Final[Mapping[str, Any]] = {}
+
+_logger = logging.getLogger("aloop")
+
+
+class MainLoop:
+    """Trains a model: feeds the batches of a stream to an algorithm, epoch after epoch.
+
+    All else is done by extensions, which are called back at every stage and talk to each other
+    and to the loop by records in the log. The training ends when one of them records
+    ``training_finish_requested = True``.
+
+    Parameters:
+        algorithm: a `TrainingAlgorithm`, or a function of a batch (see `as_algorithm`).
+        data_stream: a stream, or what `as_stream` makes one of: an iterable or async iterable of
+            batches, or a function that returns one for each epoch.
+        model: what extensions need to reach; where it has a method `check_sanity`, that is
+            called with the algorithm when the run starts.
+        log: the log to write; a new one of `log_backend` unless given.
+        log_backend: ``"python"`` or ``"sqlite"``; the setting `log_backend` unless given.
+        extensions: called in the order given.
+        signals: ``"auto"``: SIGINT (Ctrl-C) stops the run after the epoch, a second one or
+            SIGTERM after the batch, unless the program has handlers of its own; ``"off"``: no
+            signal is listened to.
+        grace_s: seconds that a run which is to stop at once has for its batch and its
+            extensions, before they are given up.
+        name: what the run is called in the log.
+        hyperparameters: what the run is made with, for the log; names and values that the log
+            can hold.
+    """
+
+    def __init__(
+        self,
+        algorithm: Any,  # a union of protocols and callables; as_algorithm says what it takes
+        data_stream: Any,  # as_stream says what it takes
+        model: Any = None,  # whatever the user's extensions expect
+        log: TrainingLog | None = None,
+        log_backend: str | None = None,
+        extensions: Iterable[TrainingExtension] | None = None,
+        *,
+        signals: SignalMode = "auto",
+        grace_s: float = 30.0,
+        name: str | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not grace_s >= 0:
+            raise ValueError(f"grace_s is {grace_s!r}; expected seconds, 0 or more")
+        self.algorithm = as_algorithm(algorithm)
+        self.data_stream = as_stream(data_stream)
+        self.epoch_iterator: Any = None
+        self.log = log if log is not None else create_log(log_backend or config.log_backend)
+        self.log.describe(name, hyperparameters)
+        self.quantities: Mapping[str, Any] = _NO_QUANTITIES
+        """What the algorithm returned for the last batch."""
+        self.profile = Profile()
+        """Where the time went; filled in full when the setting `profile` is true."""
+        self._model = model
+        self._signals: SignalMode = check_mode(signals)
+        self._grace_s = grace_s
+        self._stage = Stage.NOT_STARTED
+        self._batch = 0
+        self._is_running = False
+        self._is_profiled = False
+        self._stop = StopRequest()
+        self._turn = Turn()
+        self._dispatcher = Dispatcher(self, list(extensions or ()), self._timed)
+        flags = ("training_started", "epoch_started", "epoch_interrupt_received")
+        self.status.declare(dict.fromkeys((*flags, "batch_interrupt_received"), False))
+
+    @property
+    def model(self) -> Any:
+        """The model that the loop was given; `NoModelError` if it was given none."""
+        if self._model is None:
+            raise NoModelError(
+                "this main loop has no model; probably one of its extensions needs one; "
+                "give it as MainLoop(…, model=…)"
+            )
+        return self._model
+
+    @property
+    def extensions(self) -> list[TrainingExtension]:
+        """The extensions, in the order in which they are called; the list may be changed."""
+        return self._dispatcher.extensions
+
+    @extensions.setter
+    def extensions(self, extensions: Iterable[TrainingExtension]) -> None:
+        self._dispatcher.extensions = list(extensions)
+
+    @property
+    def status(self) -> Any:
+        """A shortcut for ``log.status``."""
+        return self.log.status
+
+    @property
+    def position(self) -> Position:
+        """Where the training is."""
+        return Position(
+            epochs_done=self.status["epochs_done"],
+            iterations_done=self.status["iterations_done"],
+            batch=self._batch,
+            stage=self._stage,
+        )
+
+    @property
+    def iteration_state(self) -> tuple[Any, Any]:
+        """The data stream and the iterator of the epoch under way, None before the first."""
+        return self.data_stream, self.epoch_iterator
+
+    @iteration_state.setter
+    def iteration_state(self, state: tuple[Any, Any]) -> None:
+        self.data_stream, self.epoch_iterator = state
+
+    def find_extension(self, name: str) -> TrainingExtension:
+        """Find the extension of this name; `ExtensionLookupError` if none or several have it."""
+        return find_extension(self.extensions, name)
+
+    def callbacks_changed(self) -> None:
+        """Look anew at which extensions answer to which callbacks.
+
+        Extensions call this when their conditions change; a change of the list of extensions is
+        noticed without it.
+        """
+        self._dispatcher.compile()
+
+    def request_finish(self, at: Literal["epoch", "batch"] = "epoch") -> None:
+        """Ask the run to stop after this epoch, or after this batch.
+
+        Ends the run as a signal does: with `on_interrupt`, then `after_training`. Raises
+        `NotRunningError` when no run is under way.
+        """
+        if at not in ("epoch", "batch"):
+            raise ValueError(f"at is {at!r}; expected 'epoch' or 'batch'")
+        if not self._is_running:
+            raise NotRunningError(
+                "request_finish() was called while no run is under way; expected a run to "
+                "finish; call it after run() has begun, or add FinishAfter"
+            )
+        level = StopLevel.EPOCH if at == "epoch" else StopLevel.BATCH
+        self._stop.ask(level, f"request_finish({at!r})")
+
+    async def run(self) -> TrainingLog:
+        """Train until a finish is requested, and give the log.
+
+        Called again, it goes on with the same training. Raises what the algorithm, the stream or
+        an extension raised, after `on_error`; `AlreadyRunningError` while the loop is running.
+        """
+        require_event_loop()
+        if self._is_running:
+            raise AlreadyRunningError(
+                f"run() was called while this loop is running (at {self.position}); expected "
+                "one run at a time; await the first one, or make another loop"
+            )
+        self._is_running = True
+        self._is_profiled = config.profile
+        self._stop = StopRequest()
+        try:
+            with subscribed(self._signals, self._stop.on_signal):
+                failure = await supervise(self._drive(), self._stop, self._grace_s)
+        finally:
+            self._is_running = False
+        if failure is not None:
+            raise self._stop.raised_for(failure)
+        return self.log
+
+    async def _drive(self) -> BaseException | None:
+        """Do the whole run, in a task of its own, and give what it failed with, if anything.
+
+        The failure is returned because a task that raises KeyboardInterrupt or SystemExit takes
+        the event loop down with it.
+        """
+        worker = Worker()
+        current_worker.set(worker)
+        failure: BaseException | None = None
+        try:
+            async with self.log.session():
+                with self._turn:
+                    failure = await self._train()
+                    failure = await self._finalize(failure)
+        except BaseException as error:  # noqa: BLE001 - returned; see above
+            if failure is not None:
+                _logger.error("while the run was ending: %s", error)
+            failure = failure or error
+        finally:
+            await worker.close()
+        return failure
+
+    async def _train(self) -> BaseException | None:
+        """Train until a finish, and give what the training failed with, if anything."""
+        try:
+            with self.profile.timer("initialization"):
+                await self._start()
+            with self.profile.timer("training"):
+                self._finish_if_asked(at_epoch_end=not self._stage.in_epoch)
+                while True:
+                    await self._run_epoch()
+        except TrainingFinish as finish:
+            _logger.debug("the training finishes: %s", finish)
+            return None
+        except BaseException as error:  # noqa: BLE001 - returned; see _drive
+            return error
+
+    async def _start(self) -> None:
+        """Get to where the first epoch can begin, or the training go on."""
+        check_sanity = getattr(self._model, "check_sanity", None)
+        if check_sanity is not None:
+            check_sanity(self.algorithm)
+        self._dispatcher.compile()
+        self._step = self._timed("train", self.algorithm.process_batch)
+        if self._stage is Stage.NOT_STARTED:
+            await self._dispatcher.call(CallbackName.BEFORE_TRAINING)
+            await self.algorithm.initialize()
+            self._stage = Stage.TRAINING_STARTED
+            self.status["training_started"] = True
+        resumes = self.status["iterations_done"] > 0
+        if resumes:
+            self.log.resume()
+        forget_last_ending(self.log)
+        if resumes:
+            await self._dispatcher.call(CallbackName.ON_RESUMPTION)
+        self._stop.record(self.log)
+        self.log.commit()
+
+    async def _run_epoch(self) -> None:
+        if not self._stage.in_epoch:
+            await self._begin_epoch()
+        with self.profile.timer("epoch"):
+            await self._run_batches()
+        await self._end_epoch()
+
+    async def _begin_epoch(self) -> None:
+        self.epoch_iterator = self.data_stream.get_epoch_iterator(as_dict=True)
+        self._stage = Stage.EPOCH_STARTED
+        self._batch = 0
+        self.status["received_first_batch"] = False
+        self.status["epoch_started"] = True
+        await self._dispatcher.call(CallbackName.BEFORE_EPOCH)
+
+    async def _end_epoch(self) -> None:
+        if not self._batch:
+            self._leave_epoch()
+            raise EmptyEpochError(
+                f"epoch iterator yielded zero batches in epoch {self.status['epochs_done'] + 1} "
+                f"of {self.data_stream!r}; expected at least one; look at what the stream is "
+                "made of, and whether it can be gone through more than once"
+            )
+        self._leave_epoch()
+        self._stage = Stage.EPOCH_DONE
+        self.status.end_epoch()
+        await self._dispatcher.call(CallbackName.AFTER_EPOCH)
+        self._stop.record(self.log)
+        self.log.commit(durable=True)
+        self._finish_if_asked(at_epoch_end=True)
+
+    def _leave_epoch(self) -> None:
+        self._stage = Stage.TRAINING_STARTED
+        self._batch = 0
+        self.status["epoch_started"] = False
+
+    async def _run_batches(self) -> None:
+        """Train on what is left of the epoch, batch after batch."""
+        log, status, turn = self.log, self.log.status, self._turn
+        handlers, call = self._dispatcher.handlers, self._dispatcher.call
+        fetch, waits = fetcher(self.epoch_iterator)
+        fetch, waits = self._timed("read_data", fetch), waits or self._is_profiled
+        while True:
+            try:
+                batch = await fetch() if waits else fetch()
+            except Exception as error:
+                self._stream_failed(error)
+                raise
+            if batch is END:
+                return
+            if not self._batch:
+                status["received_first_batch"] = True
+            self._batch += 1
+            self._stage = _BATCH_STARTED
+            if handlers(_BEFORE_BATCH):
+                await call(_BEFORE_BATCH, batch)
+            self.quantities = await self._step(batch) or _NO_QUANTITIES
+            self._stage = _BATCH_DONE
+            iterations_done = status.advance()
+            if handlers(_AFTER_BATCH):
+                await call(_AFTER_BATCH, batch)
+            if self._stop.level:
+                self._stop.record(log)
+            log.commit()
+            requested = log.get_record(iterations_done, "training_finish_requested")
+            if requested or status["batch_interrupt_received"]:
+                self._finish_if_asked(at_epoch_end=False)
+            if turn.is_over():
+                await turn.give_way()
+
+    def _stream_failed(self, error: Exception) -> None:
+        error.add_note(
+            f"raised by the data stream {self.data_stream!r} after batch {self._batch} of epoch "
+            f"{self.status['epochs_done'] + 1}"
+        )
+        # The iterator is broken: a run that goes on begins an epoch of its own.
+        self._leave_epoch()
+
+    def _finish_if_asked(self, *, at_epoch_end: bool) -> None:
+        """Raise TrainingFinish if there is a reason to."""
+        log = self.log
+        requested = log.get_record(log.status["iterations_done"], "training_finish_requested")
+        reason = finish_reason(log.status, requested, at_epoch_end=at_epoch_end)
+        if reason is not None:
+            raise TrainingFinish(reason)
+
+    async def _finalize(self, failure: BaseException | None) -> BaseException | None:
+        """Let the extensions end what they have begun, and commit the last boundary."""
+        if failure is None:
+            failure = await self._end_in_order()
+        if failure is not None:
+            await self._end_in_failure(failure)
+        if self._is_profiled:
+            _logger.info("profile of the run:\n%s", self.profile.report())
+        try:
+            self.log.commit(durable=True)
+        except Exception as error:  # noqa: BLE001 - returned, like every failure
+            return failure or error
+        return failure
+
+    async def _end_in_order(self) -> BaseException | None:
+        try:
+            if self._stop.level:
+                await self._dispatcher.call(CallbackName.ON_INTERRUPT)
+            if self._stop.cause != CANCELLED:
+                self.log.current_row["training_finished"] = True
+                await self._dispatcher.call(CallbackName.AFTER_TRAINING)
+        except BaseException as error:  # noqa: BLE001 - returned; see _drive
+            return error
+        return None
+
+    async def _end_in_failure(self, failure: BaseException) -> None:
+        row = self.log.current_row
+        if isinstance(failure, asyncio.CancelledError):
+            row["step_abandoned"] = True
+            return
+        row.write_trusted("got_exception", traceback_text(failure))
+        _logger.error("the training was ended by %s: %s", type(failure).__name__, failure)
+        try:
+            if isinstance(failure, Exception):
+                await self._dispatcher.call(CallbackName.ON_ERROR, failure)
+            else:
+                await self._dispatcher.call(CallbackName.ON_INTERRUPT)
+        except Exception:
+            # The first failure is what the caller has to know.
+            _logger.exception("an extension failed while the training was ended by an error")
+
+    def _timed(self, name: str, func: Callable[..., Any]) -> Callable[..., Any]:
+        return self.profile.timed(name, func) if self._is_profiled else func

@@ -1,0 +1,122 @@
+"""The floors of the library: imports go down only, and never round in a circle."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import aloop
+
+ROOT = Path(aloop.__file__).parent
+
+FLOORS = {
+    "aloop.callbacks": 1,
+    "aloop.config": 1,
+    "aloop.errors": 1,
+    "aloop.protocols": 1,
+    "aloop.algorithms": 2,
+    "aloop.log.base": 2,
+    "aloop.log.values": 2,
+    "aloop.offload": 2,
+    "aloop.profile": 2,
+    "aloop.signals": 2,
+    "aloop.streams": 2,
+    "aloop.supervision": 2,
+    "aloop.turns": 2,
+    "aloop.extensions": 3,
+    "aloop.log": 3,
+    "aloop.main_loop": 4,
+    "aloop": 6,
+}
+
+OPTIONAL = {"torch", "jax", "ray", "sklearn", "fuel", "starlette", "matplotlib", "pandas"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, for typing included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"relative import in {path.name}"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found
+
+
+def floor(module: str) -> int:
+    """The floor of the module, by the longest name it is under."""
+    while module not in FLOORS:
+        module = module.rpartition(".")[0]
+    return FLOORS[module]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_nothing_from_a_floor_above(module: str) -> None:
+    above = [
+        name for name in imports(MODULES[module]) & set(MODULES) if floor(name) > floor(module)
+    ]
+    assert above == []
+
+
+def test_every_top_level_module_has_a_floor() -> None:
+    without = [
+        name
+        for name in MODULES
+        if name.count(".") == 1 and not any(known.startswith(name) for known in FLOORS)
+    ]
+    assert without == []
+
+
+def test_no_imports_go_round_in_a_circle() -> None:
+    graph = {name: imports(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_does_not_import_what_is_optional(module: str) -> None:
+    used = {name.partition(".")[0] for name in imports(MODULES[module])}
+    assert used & OPTIONAL == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_longer_than_400_lines(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_exports_only_what_it_has(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text())
+    assert ast.get_docstring(tree)
+    namespace = __import__(module, fromlist=["*"])
+    assert [name for name in namespace.__all__ if not hasattr(namespace, name)] == []
+
+
+def public_definitions(module: str):
+    """The classes and functions of a module, and the methods of its classes, by name."""
+    for node in ast.parse(MODULES[module].read_text()).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if node.name.startswith("_"):
+                continue
+            yield node.name, node
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    is_setter = any(isinstance(d, ast.Attribute) for d in inner.decorator_list)
+                    if not inner.name.startswith("_") and not is_setter:
+                        yield f"{node.name}.{inner.name}", inner
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_symbol_is_documented(module: str) -> None:
+    definitions = public_definitions(module)
+    assert [name for name, node in definitions if ast.get_docstring(node) is None] == []
