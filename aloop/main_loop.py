@@ -4,7 +4,6 @@ The life of a run is in `aloop.callbacks`, line by line; the methods of `MainLoo
 on follow it. The ways in which a run ends are in `aloop.supervision`.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
@@ -29,14 +28,14 @@ from aloop.signals import SignalMode, check_mode, subscribed
 from aloop.streams.base import as_stream
 from aloop.streams.fetch import END, fetcher
 from aloop.supervision import (
-    CANCELLED,
+    FINISH_REQUESTED,
     StopLevel,
     StopRequest,
+    drain,
     finish_reason,
     forget_last_ending,
     require_event_loop,
     supervise,
-    traceback_text,
 )
 from aloop.turns import Turn
 
@@ -224,7 +223,9 @@ class MainLoop:
             async with self.log.session():
                 with self._turn:
                     failure = await self._train()
-                    failure = await self._finalize(failure)
+                    failure = await drain(failure, self._stop, self.log, self._dispatcher.call)
+                    if self._is_profiled:
+                        _logger.info("profile of the run:\n%s", self.profile.report())
         except BaseException as error:  # noqa: BLE001 - returned; see above
             if failure is not None:
                 _logger.error("while the run was ending: %s", error)
@@ -255,16 +256,17 @@ class MainLoop:
             check_sanity(self.algorithm)
         self._dispatcher.compile()
         self._step = self._timed("train", self.algorithm.process_batch)
+        if not self.status["iterations_done"]:
+            forget_last_ending(self.log)
         if self._stage is Stage.NOT_STARTED:
             await self._dispatcher.call(CallbackName.BEFORE_TRAINING)
             await self.algorithm.initialize()
             self._stage = Stage.TRAINING_STARTED
             self.status["training_started"] = True
-        resumes = self.status["iterations_done"] > 0
-        if resumes:
+        if self.status["iterations_done"]:
             self.log.resume()
-        forget_last_ending(self.log)
-        if resumes:
+            # Under the new id: the records of the run that ended stay its own.
+            forget_last_ending(self.log)
             await self._dispatcher.call(CallbackName.ON_RESUMPTION)
         self._stop.record(self.log)
         self.log.commit()
@@ -283,6 +285,7 @@ class MainLoop:
         self.status["received_first_batch"] = False
         self.status["epoch_started"] = True
         await self._dispatcher.call(CallbackName.BEFORE_EPOCH)
+        self._finish_if_asked(at_epoch_end=False)
 
     async def _end_epoch(self) -> None:
         if not self._batch:
@@ -323,8 +326,10 @@ class MainLoop:
                 status["received_first_batch"] = True
             self._batch += 1
             self._stage = _BATCH_STARTED
+            requested = False
             if handlers(_BEFORE_BATCH):
                 await call(_BEFORE_BATCH, batch)
+                requested = log.get_record(status["iterations_done"], FINISH_REQUESTED)
             self.quantities = await self._step(batch) or _NO_QUANTITIES
             self._stage = _BATCH_DONE
             iterations_done = status.advance()
@@ -333,9 +338,9 @@ class MainLoop:
             if self._stop.level:
                 self._stop.record(log)
             log.commit()
-            requested = log.get_record(iterations_done, "training_finish_requested")
+            requested = requested or log.get_record(iterations_done, FINISH_REQUESTED)
             if requested or status["batch_interrupt_received"]:
-                self._finish_if_asked(at_epoch_end=False)
+                self._finish_if_asked(requested, at_epoch_end=False)
             if turn.is_over():
                 await turn.give_way()
 
@@ -347,54 +352,13 @@ class MainLoop:
         # The iterator is broken: a run that goes on begins an epoch of its own.
         self._leave_epoch()
 
-    def _finish_if_asked(self, *, at_epoch_end: bool) -> None:
+    def _finish_if_asked(self, requested: Any = None, *, at_epoch_end: bool) -> None:
         """Raise TrainingFinish if there is a reason to."""
         log = self.log
-        requested = log.get_record(log.status["iterations_done"], "training_finish_requested")
+        requested = requested or log.get_record(log.status["iterations_done"], FINISH_REQUESTED)
         reason = finish_reason(log.status, requested, at_epoch_end=at_epoch_end)
         if reason is not None:
             raise TrainingFinish(reason)
-
-    async def _finalize(self, failure: BaseException | None) -> BaseException | None:
-        """Let the extensions end what they have begun, and commit the last boundary."""
-        if failure is None:
-            failure = await self._end_in_order()
-        if failure is not None:
-            await self._end_in_failure(failure)
-        if self._is_profiled:
-            _logger.info("profile of the run:\n%s", self.profile.report())
-        try:
-            self.log.commit(durable=True)
-        except Exception as error:  # noqa: BLE001 - returned, like every failure
-            return failure or error
-        return failure
-
-    async def _end_in_order(self) -> BaseException | None:
-        try:
-            if self._stop.level:
-                await self._dispatcher.call(CallbackName.ON_INTERRUPT)
-            if self._stop.cause != CANCELLED:
-                self.log.current_row["training_finished"] = True
-                await self._dispatcher.call(CallbackName.AFTER_TRAINING)
-        except BaseException as error:  # noqa: BLE001 - returned; see _drive
-            return error
-        return None
-
-    async def _end_in_failure(self, failure: BaseException) -> None:
-        row = self.log.current_row
-        if isinstance(failure, asyncio.CancelledError):
-            row["step_abandoned"] = True
-            return
-        row.write_trusted("got_exception", traceback_text(failure))
-        _logger.error("the training was ended by %s: %s", type(failure).__name__, failure)
-        try:
-            if isinstance(failure, Exception):
-                await self._dispatcher.call(CallbackName.ON_ERROR, failure)
-            else:
-                await self._dispatcher.call(CallbackName.ON_INTERRUPT)
-        except Exception:
-            # The first failure is what the caller has to know.
-            _logger.exception("an extension failed while the training was ended by an error")
 
     def _timed(self, name: str, func: Callable[..., Any]) -> Callable[..., Any]:
         return self.profile.timed(name, func) if self._is_profiled else func

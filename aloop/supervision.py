@@ -9,27 +9,33 @@ import asyncio
 import logging
 import signal
 import traceback
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from enum import IntEnum
 from typing import Any, Final, TypeVar
 
 import anyio
 
-from aloop.errors import NoEventLoopError
+from aloop.callbacks import CallbackName
+from aloop.errors import AloopError, NoEventLoopError
+from aloop.log.base import TrainingLog
 from aloop.protocols import Log, Record
 
 __all__ = [
     "CANCELLED",
+    "FINISH_REQUESTED",
     "StopLevel",
     "StopRequest",
+    "drain",
     "finish_reason",
     "forget_last_ending",
     "require_event_loop",
     "supervise",
-    "traceback_text",
 ]
 
 T = TypeVar("T")
+
+FINISH_REQUESTED: Final = "training_finish_requested"
+"""The record by which an extension asks for the end of the training."""
 
 CANCELLED: Final = "cancelled"
 """The cause of a stop that was asked for by cancelling the run."""
@@ -117,7 +123,7 @@ def finish_reason(
         at_epoch_end: whether the boundary is the end of an epoch.
     """
     if requested:
-        return "training_finish_requested"
+        return FINISH_REQUESTED
     if status["batch_interrupt_received"]:
         return "batch_interrupt_received"
     if at_epoch_end and status["epoch_interrupt_received"]:
@@ -129,7 +135,7 @@ def forget_last_ending(log: Log) -> None:
     """Clear what was asked of an earlier run and what its end left: it does not hold now."""
     for key in ("epoch_interrupt_received", "batch_interrupt_received"):
         log.status[key] = False
-    for key in ("training_finish_requested", "training_finished"):
+    for key in (FINISH_REQUESTED, "training_finished"):
         log.current_row.pop(key, None)
 
 
@@ -144,10 +150,65 @@ def require_event_loop() -> None:
         ) from None
 
 
-def traceback_text(error: BaseException) -> str:
-    """Give the traceback of an error as text that a log can hold."""
-    text = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
-    return text.encode(errors="backslashreplace").decode()
+async def drain(
+    failure: BaseException | None,
+    stop: StopRequest,
+    log: TrainingLog,
+    call: Callable[..., Awaitable[None]],
+) -> BaseException | None:
+    """Let the extensions end what they have begun, and commit the last boundary.
+
+    Parameters:
+        failure: what the training failed with, None when it was finished.
+        stop: what was asked from outside.
+        log: the log of the run.
+        call: calls the extensions, with a callback and its arguments.
+
+    Gives what the run as a whole failed with; failures are returned, not raised.
+    """
+    if failure is None:
+        failure = await _end_in_order(stop, log, call)
+    if failure is not None:
+        await _end_in_failure(failure, log, call)
+    try:
+        log.commit(durable=True)
+    except AloopError as error:
+        return failure or error
+    return failure
+
+
+async def _end_in_order(
+    stop: StopRequest, log: TrainingLog, call: Callable[..., Awaitable[None]]
+) -> BaseException | None:
+    try:
+        if stop.level:
+            await call(CallbackName.ON_INTERRUPT)
+        if stop.cause != CANCELLED:
+            log.current_row["training_finished"] = True
+            await call(CallbackName.AFTER_TRAINING)
+    except BaseException as error:  # noqa: BLE001 - returned, whatever it is
+        return error
+    return None
+
+
+async def _end_in_failure(
+    failure: BaseException, log: TrainingLog, call: Callable[..., Awaitable[None]]
+) -> None:
+    row = log.current_row
+    if isinstance(failure, asyncio.CancelledError):
+        row["step_abandoned"] = True
+        return
+    text = "".join(traceback.format_exception(failure))[-_MAX_TRACEBACK:]
+    row.write_trusted("got_exception", text.encode(errors="backslashreplace").decode())
+    _logger.error("the training was ended by %s: %s", type(failure).__name__, failure)
+    try:
+        if isinstance(failure, Exception):
+            await call(CallbackName.ON_ERROR, failure)
+        else:
+            await call(CallbackName.ON_INTERRUPT)
+    except Exception:
+        # The first failure is what the caller has to know.
+        _logger.exception("an extension failed while the training was ended by an error")
 
 
 async def supervise(driver: Coroutine[Any, Any, T], stop: StopRequest, grace_s: float) -> T:

@@ -121,6 +121,29 @@ async def test_a_finish_that_was_requested_of_an_earlier_run_is_not_inherited() 
     assert loop.status["epochs_done"] == 2
 
 
+async def test_the_end_of_an_earlier_run_stays_on_its_record(tmp_path) -> None:
+    log = SQLiteLog(tmp_path / "log.sqlite")
+    loop = ten_items(FinishAfter(every_n_epochs=1), log=log)
+    await loop.run()
+    first_id = log.h_uuid
+    await loop.run()
+    assert "training_finished" not in log[10]
+    async with SQLiteLog(tmp_path / "log.sqlite", uuid=first_id) as first:
+        assert first[10]["training_finished"] is True
+        assert first[10]["training_finish_requested"] is True
+
+
+async def test_a_request_before_a_batch_finishes_after_it() -> None:
+    class Enough(TrainingExtension):
+        async def before_batch(self, batch: int) -> None:
+            if batch == 3:
+                self.main_loop.log.current_row["training_finish_requested"] = True
+
+    loop = ten_items(Enough())
+    await loop.run()
+    assert loop.status["iterations_done"] == 4
+
+
 async def test_a_completed_training_started_again_fetches_nothing() -> None:
     fetched = []
 

@@ -8,7 +8,7 @@ An extension answers to callbacks of the run (see `aloop.callbacks`). The loop d
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from operator import index
 from typing import Any, Final, Self, SupportsIndex, TypeAlias, cast
 
@@ -55,18 +55,19 @@ class TrainingExtension:
 
     async def dispatch(self, callback_name: str, *args: Any) -> None:
         """Do what this extension does at a callback, which may be nothing."""
-        handler = self.handler(as_callback(callback_name))
-        if handler is not None:
-            await call(handler, *args)
+        answer = self._answer(as_callback(callback_name))
+        if answer is not None:
+            await call(answer, *args)
 
     def handler(self, callback: CallbackName) -> Handler | None:
         """Give what is to be called at this callback, or None if there is nothing to do."""
         if type(self).dispatch is not TrainingExtension.dispatch:
             # Somebody's own idea of dispatching, which may answer to anything.
             return lambda *args: self.dispatch(callback, *args)
-        return self._overridden(callback)
+        return self._answer(callback)
 
-    def _overridden(self, callback: CallbackName) -> Handler | None:
+    def _answer(self, callback: CallbackName) -> Handler | None:
+        """Give what the class itself does at this callback: here, the method of that name."""
         own = callback in self.__dict__
         if own or getattr(type(self), callback) is not getattr(TrainingExtension, callback):
             return getattr(self, callback)
@@ -172,6 +173,13 @@ class SimpleExtension(TrainingExtension):
                 f"callbacks_names is {callbacks_names!r}; expected a list or tuple of callback "
                 f"names; write [{callbacks_names!r}]"
             )
+        if isinstance(arguments, str):
+            raise ValueError(f"arguments is {arguments!r}; expected a list; write [{arguments!r}]")
+        if iscoroutinefunction(predicate):
+            raise TriggerError(
+                f"predicate {predicate!r} is a coroutine function; expected a plain function of "
+                "the log, since whether a condition holds is not awaited"
+            )
         condition = Condition(predicate, tuple(arguments or ()))
         for callback in [as_callback(name) for name in callbacks_names]:
             self._conditions.setdefault(callback, []).append(condition)
@@ -185,11 +193,9 @@ class SimpleExtension(TrainingExtension):
             return (args[0],), tuple(args[1:])
         return (), tuple(args)
 
-    def handler(self, callback: CallbackName) -> Handler | None:
-        """Give what is to be called at this callback: what checks its conditions, if any."""
-        if type(self).dispatch is not TrainingExtension.dispatch:
-            return super().handler(callback)
-        overridden = self._overridden(callback)
+    def _answer(self, callback: CallbackName) -> Handler | None:
+        """Give the method of that name, if it is overridden, and what checks the conditions."""
+        overridden = super()._answer(callback)
         conditions = self._conditions.get(callback)
         if not conditions:
             return overridden
@@ -293,10 +299,10 @@ class CompositeExtension(SimpleExtension):
     async def do(self, which_callback: str, *args: Any) -> None:
         """Do nothing of its own; subclasses may."""
 
-    def handler(self, callback: CallbackName) -> Handler | None:
-        """Give what calls its own handler and those of its children, in their order."""
+    def _answer(self, callback: CallbackName) -> Handler | None:
+        """Give what does its own and what its children do, in their order."""
         children = [extension.handler(callback) for extension in self.sub_extensions]
-        own = super().handler(callback)
+        own = super()._answer(callback)
         handlers = [own, *children] if self.run_before_children else [*children, own]
         return in_order([handler for handler in handlers if handler is not None])
 
@@ -338,10 +344,13 @@ def counted(trigger: str) -> tuple[CallbackName, Counter]:
 
 
 def _whole_number(trigger: str, value: object) -> int:
-    is_number = isinstance(value, SupportsIndex) and not isinstance(value, bool)
-    if not is_number or index(cast("SupportsIndex", value)) < 1:
+    try:
+        number = 0 if isinstance(value, bool) else index(cast("SupportsIndex", value))
+    except TypeError:
+        number = 0
+    if number < 1:
         raise TriggerError(
             f"{trigger} is {value!r}; expected a whole number, 1 or more; leave it out to turn "
             "the trigger off"
         )
-    return index(cast("SupportsIndex", value))
+    return number

@@ -79,17 +79,21 @@ class ProgressBar(TrainingExtension):
 
     async def before_epoch(self) -> None:
         """Begin a bar."""
-        self._begin()
+        self._begin(0)
 
     async def on_resumption(self) -> None:
         """Begin a bar in the middle, if that is where the epoch is."""
         if self.main_loop.position.stage.in_epoch:
-            self._begin()
+            self._begin(self.main_loop.position.batch)
 
     async def after_batch(self, batch: object) -> None:
         """Move the bar."""
-        if self.bar is not None:
-            self.bar.update()
+        if self.bar is None:
+            # The run went on in the middle of an epoch without a resumption: after an error in
+            # the very first step, or when this extension was added late.
+            self._begin(self.main_loop.position.batch - 1)
+        assert self.bar is not None
+        self.bar.update()
 
     async def after_epoch(self) -> None:
         """End the bar."""
@@ -107,9 +111,8 @@ class ProgressBar(TrainingExtension):
         """End the bar."""
         self._end()
 
-    def _begin(self) -> None:
+    def _begin(self, batches: int) -> None:
         self._end()
-        position = self.main_loop.position
         # Imported when the first bar is shown: tqdm takes a third of the time numpy takes.
         from tqdm.auto import tqdm
 
@@ -117,9 +120,9 @@ class ProgressBar(TrainingExtension):
             monitor_interval = 0  # or tqdm starts a thread, which outlives the run
 
         self.bar = Bar(
-            desc=f"Epoch {position.epochs_done + 1}",
+            desc=f"Epoch {self.main_loop.status['epochs_done'] + 1}",
             total=epoch_length(self.main_loop.data_stream),
-            initial=position.batch,
+            initial=batches,
             unit="batch",
             miniters=1,  # look at the clock at every batch, since no monitor thread does
             file=self.file,
@@ -133,7 +136,7 @@ class ProgressBar(TrainingExtension):
 
 def epoch_length(stream: Any) -> int | None:
     """Give the number of batches in an epoch of the stream, or None where it is not known."""
-    scheme = stream.iteration_scheme
+    scheme = getattr(stream, "iteration_scheme", None)
     try:
         return len(stream if scheme is None else scheme)
     except TypeError:

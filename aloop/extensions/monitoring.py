@@ -16,7 +16,8 @@ class TrainingDataMonitoring(SimpleExtension):
     """Records means of what the algorithm returned for the training batches.
 
     A mean goes over the batches since the last time it was recorded, weighted by their numbers
-    of examples: the length of a batch's first source, 1 for a batch without a length. Nothing is
+    of examples: the length of a batch's first source, 1 for a batch without a length and for the
+    examples of a stream that produces examples. Nothing is
     computed twice. When no batch has passed since the last time, nothing is recorded.
 
     Parameters:
@@ -51,7 +52,10 @@ class TrainingDataMonitoring(SimpleExtension):
     async def after_batch(self, batch: Batch) -> None:
         """Add what the algorithm returned for this batch."""
         quantities = self.main_loop.quantities
-        weight = number_of_examples(batch, self.main_loop.data_stream.sources)
+        stream = self.main_loop.data_stream
+        is_example = getattr(stream, "produces_examples", False)
+        sources = getattr(stream, "sources", ())
+        weight = 1 if is_example else number_of_examples(batch, sources)
         for variable in self.variables:
             if variable not in quantities:
                 raise QuantityError(
@@ -59,8 +63,17 @@ class TrainingDataMonitoring(SimpleExtension):
                     f"{', '.join(map(repr, quantities)) or 'nothing'}; expected it among the "
                     "quantities that process_batch returns; correct the name or return it"
                 )
-            share = weight * np.asarray(quantities[variable])
-            self._sums[variable] = self._sums.get(variable, 0) + share
+            try:
+                # In double precision, whatever the quantity comes in.
+                value = np.asarray(quantities[variable])
+                share = weight * value.astype(np.result_type(value, np.float64))
+                self._sums[variable] = self._sums.get(variable, 0) + share
+            except (TypeError, ValueError) as error:
+                raise QuantityError(
+                    f"variable {variable!r} is {quantities[variable]!r:.80}, of which no mean can "
+                    f"be taken with those before it: {error}; expected numbers, or arrays of one "
+                    "shape; leave it out, or return a summary of it"
+                ) from error
         self._weight += weight
 
     async def do(self, which_callback: str, *args: Any) -> None:

@@ -41,8 +41,12 @@ class FinishAfter(SimpleExtension):
 
     def set_conditions(self, **triggers: bool | int | None) -> None:
         """Replace all conditions by those of the triggers."""
-        self._limits = []
-        super().set_conditions(**triggers)
+        earlier, self._limits = self._limits, []
+        try:
+            super().set_conditions(**triggers)
+        except BaseException:
+            self._limits = earlier  # what holds is still what held before
+            raise
 
     def add_condition(
         self,

@@ -29,6 +29,8 @@ class Timestamp(SimpleExtension):
         name: str | None = None,
         **triggers: bool | int | None,
     ) -> None:
+        if len(separator) != 1:
+            raise ValueError(f"separator is {separator!r}; expected one character; leave it out")
         self.log_record = log_record
         self.separator = separator
         on = dict.fromkeys(
