@@ -19,7 +19,7 @@ from aloop.errors import (
     TrainingFinish,
 )
 from aloop.extensions.base import TrainingExtension
-from aloop.extensions.dispatch import Dispatcher, find_extension
+from aloop.extensions.dispatch import Dispatcher, call_each, find_extension
 from aloop.log.backends import create_log
 from aloop.log.base import TrainingLog
 from aloop.offload import Worker, current_worker
@@ -46,6 +46,12 @@ _BEFORE_BATCH: Final = CallbackName.BEFORE_BATCH
 _AFTER_BATCH: Final = CallbackName.AFTER_BATCH
 _BATCH_STARTED: Final = Stage.BATCH_STARTED
 _BATCH_DONE: Final = Stage.BATCH_DONE
+_FLAGS: Final = {
+    "training_started": False,
+    "epoch_started": False,
+    "epoch_interrupt_received": False,
+    "batch_interrupt_received": False,
+}
 _NO_QUANTITIES: Final[Mapping[str, Any]] = {}
 
 _logger = logging.getLogger("aloop")
@@ -112,8 +118,7 @@ class MainLoop:
         self._stop = StopRequest()
         self._turn = Turn()
         self._dispatcher = Dispatcher(self, list(extensions or ()), self._timed)
-        flags = ("training_started", "epoch_started", "epoch_interrupt_received")
-        self.status.declare(dict.fromkeys((*flags, "batch_interrupt_received"), False))
+        self.status.declare(_FLAGS)
 
     @property
     def model(self) -> Any:
@@ -254,6 +259,7 @@ class MainLoop:
         check_sanity = getattr(self._model, "check_sanity", None)
         if check_sanity is not None:
             check_sanity(self.algorithm)
+        self.status.declare(_FLAGS)  # a log that was read from a file may lack them
         self._dispatcher.compile()
         self._step = self._timed("train", self.algorithm.process_batch)
         if not self.status["iterations_done"]:
@@ -311,7 +317,7 @@ class MainLoop:
     async def _run_batches(self) -> None:
         """Train on what is left of the epoch, batch after batch."""
         log, status, turn = self.log, self.log.status, self._turn
-        handlers, call = self._dispatcher.handlers, self._dispatcher.call
+        handlers_of = self._dispatcher.handlers
         fetch, waits = fetcher(self.epoch_iterator)
         fetch, waits = self._timed("read_data", fetch), waits or self._is_profiled
         while True:
@@ -327,14 +333,14 @@ class MainLoop:
             self._batch += 1
             self._stage = _BATCH_STARTED
             requested = False
-            if handlers(_BEFORE_BATCH):
-                await call(_BEFORE_BATCH, batch)
+            if handlers := handlers_of(_BEFORE_BATCH):
+                await call_each(handlers, _BEFORE_BATCH, batch)
                 requested = log.get_record(status["iterations_done"], FINISH_REQUESTED)
             self.quantities = await self._step(batch) or _NO_QUANTITIES
             self._stage = _BATCH_DONE
             iterations_done = status.advance()
-            if handlers(_AFTER_BATCH):
-                await call(_AFTER_BATCH, batch)
+            if handlers := handlers_of(_AFTER_BATCH):
+                await call_each(handlers, _AFTER_BATCH, batch)
             if self._stop.level:
                 self._stop.record(log)
             log.commit()

@@ -1,31 +1,12 @@
 """What many tests use."""
 
-import asyncio
 import threading
 from collections.abc import Iterator
 
 import pytest
+from recorder import Recorder
 
-from aloop import CallbackName, TrainingExtension, config
-
-
-class Recorder(TrainingExtension):
-    """Keeps a list of all that it is called with, as ``(callback, iterations_done, *args)``."""
-
-    def __init__(self, name: str | None = None) -> None:
-        super().__init__(name)
-        self.events: list[tuple[object, ...]] = []
-
-    def handler(self, callback: CallbackName):
-        async def record(*args: object) -> None:
-            self.events.append((str(callback), self.main_loop.status["iterations_done"], *args))
-
-        return record
-
-    @property
-    def callbacks(self) -> list[str]:
-        """The names of the callbacks, in the order in which they came."""
-        return [str(event[0]) for event in self.events]
+from aloop import config
 
 
 @pytest.fixture
@@ -58,12 +39,3 @@ def nothing_left_behind() -> Iterator[None]:
     for thread in left:
         thread.join(timeout=5)  # one that was told to end may need a moment
     assert not [thread for thread in left if thread.is_alive()]
-
-
-@pytest.fixture
-async def no_tasks_left() -> "Iterator[None]":
-    """Fail a test that leaves a task running in its event loop."""
-    before = asyncio.all_tasks()
-    yield
-    left = asyncio.all_tasks() - before
-    assert not left

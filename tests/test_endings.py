@@ -7,7 +7,7 @@ import threading
 
 import anyio
 import pytest
-from conftest import Recorder
+from recorder import Recorder
 
 from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, run_in_worker
 from aloop.errors import EmptyEpochError, NotRunningError, StreamError

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
-from conftest import Recorder
+from recorder import Recorder
 
 import aloop
 from aloop import (

@@ -10,7 +10,7 @@ import textwrap
 import threading
 
 import pytest
-from conftest import Recorder
+from recorder import Recorder
 
 from aloop import FinishAfter, MainLoop, TrainingExtension
 

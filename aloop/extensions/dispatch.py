@@ -1,8 +1,7 @@
 """Which extension answers to which callback: a table, compiled once."""
 
 from collections.abc import Callable, Sequence
-from inspect import isawaitable
-from types import CoroutineType
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any, TypeAlias
 
 from aloop.callbacks import CallbackName
@@ -10,10 +9,11 @@ from aloop.errors import ExtensionLookupError
 from aloop.extensions.base import Handler, TrainingExtension
 from aloop.protocols import Loop
 
-__all__ = ["Dispatcher", "find_extension"]
+__all__ = ["Dispatcher", "call_each", "find_extension"]
 
-Handlers: TypeAlias = Sequence[tuple[str, Handler]]
-"""The names of extensions, and what is to be called of each."""
+Handlers: TypeAlias = Sequence[tuple[str, Callable[..., Any], bool]]
+"""The names of extensions, what is to be called of each, and whether that is a coroutine function,
+which saves finding out at each call."""
 
 Timed: TypeAlias = Callable[[str, Handler], Handler]
 """Wraps a function so that its time is added up under a name, or gives it back as it is."""
@@ -40,13 +40,14 @@ class Dispatcher:
         self._compiled_from = list(self.extensions)
         for extension in self.extensions:
             extension.main_loop = self._loop
-        self._table: dict[CallbackName, list[tuple[str, Handler]]] = {}
+        self._table: dict[CallbackName, list[tuple[str, Callable[..., Any], bool]]] = {}
         for callback in CallbackName:
             for extension in self.extensions:
                 handler = extension.handler(callback)
                 if handler is not None:
                     handler = self._timed(type(extension).__name__, handler)
-                    entry = extension.name, self._timed(callback, handler)
+                    handler = self._timed(callback, handler)
+                    entry = extension.name, handler, iscoroutinefunction(handler)
                     self._table.setdefault(callback, []).append(entry)
 
     def handlers(self, callback: CallbackName) -> Handlers:
@@ -60,16 +61,23 @@ class Dispatcher:
 
         An exception that comes out gets a note which names the extension.
         """
-        name: str | None = None
-        try:
-            for name, handler in self.handlers(callback):  # noqa: B007 - the note names it
+        await call_each(self.handlers(callback), callback, *args)
+
+
+async def call_each(handlers: Handlers, callback: CallbackName, *args: Any) -> None:
+    """Call handlers that were given for a callback; see `Dispatcher.call`."""
+    name: str | None = None
+    try:
+        for name, handler, is_async in handlers:  # noqa: B007 - the note names it
+            if is_async:
+                await handler(*args)
+            else:
                 result = handler(*args)
-                # Nearly always a coroutine; isawaitable is a slow way to find that out.
-                if type(result) is CoroutineType or isawaitable(result):
+                if isawaitable(result):
                     await result
-        except BaseException as error:
-            error.add_note(f"raised by the extension {name!r} in {callback}")
-            raise
+    except BaseException as error:
+        error.add_note(f"raised by the extension {name!r} in {callback}")
+        raise
 
 
 def find_extension(extensions: list[TrainingExtension], name: str) -> TrainingExtension:

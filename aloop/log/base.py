@@ -9,9 +9,10 @@ import uuid as uuid_module
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self, SupportsIndex, TypeAlias
+from operator import index
+from typing import Any, Final, Self, SupportsIndex, TypeAlias, cast
 
-from aloop.errors import AlreadyRunningError, LogTimeError, NoEpochError
+from aloop.errors import AlreadyRunningError, LogTimeError, LogValueError, NoEpochError
 from aloop.log.values import DELETED, FrozenList, normalise, normalise_key
 from aloop.protocols import Record
 
@@ -19,6 +20,8 @@ __all__ = ["STATUS", "Change", "RunStart", "TrainingLog"]
 
 # dict's own assignment, which checks nothing and notes nothing; super() takes twice as long.
 _set: Final = dict[str, Any].__setitem__
+
+_MAX_TIME: Final = 2**63  # what SQLite's integers end before
 
 STATUS: Final = -1
 """Stands in a `Change` where the time would be, for a change of the status."""
@@ -145,12 +148,12 @@ class Status(_Records):
         self.restore({k: normalise(k, v) for k, v in defaults.items() if k not in self})
 
     def advance(self) -> int:
-        """Count an iteration, and give how many are done."""
-        # What the loop does for every batch, hence no detour over the methods above.
+        """Count an iteration, and give how many are done.
+
+        Noted as no change, since it comes with every batch: a backend looks at the counter.
+        """
         iterations_done = self["iterations_done"] + 1
         _set(self, "iterations_done", iterations_done)
-        if self._pending is not None:
-            self._pending.append((STATUS, "iterations_done", iterations_done))
         return iterations_done
 
     def end_epoch(self) -> None:
@@ -200,10 +203,8 @@ class TrainingLog:
         return self.uuid.hex
 
     def __getitem__(self, time: SupportsIndex) -> Row:
-        row = self._rows.get(time)  # pyright: ignore[reportArgumentType]
-        if row is not None and type(time) is int:
-            return row
-        time = check_time(time)
+        if type(time) is not int or not 0 <= time < _MAX_TIME:
+            time = check_time(time)
         row = self._rows.get(time)
         if row is None:
             row = self._rows[time] = Row(time, self._pending)
@@ -216,7 +217,10 @@ class TrainingLog:
         return sum(1 for row in self._rows.values() if row)
 
     def __contains__(self, time: object) -> bool:
-        return isinstance(time, int) and bool(self._rows.get(time))
+        try:
+            return bool(self._rows.get(check_time(time)))
+        except LogTimeError:
+            return False
 
     def __repr__(self) -> str:
         return (
@@ -290,6 +294,8 @@ class TrainingLog:
         the run ids that start afterwards.
         """
         if name is not None:
+            if not isinstance(cast("object", name), str):
+                raise LogValueError(f"name is {name!r}; expected text; use {str(name)!r}")
             self.name = normalise("name", name)
         if hyperparameters is not None:
             self.hyperparameters = normalise("hyperparameters", hyperparameters)
@@ -352,19 +358,23 @@ def as_uuid(uuid: "uuid_module.UUID | str | None") -> uuid_module.UUID:
 
 def check_time(time: object) -> int:
     """Check the time of a row and give it as an int."""
+    given = time
     if type(time) is not int:
         # numpy's integers are fine; booleans are integers for Python, but no time.
-        if isinstance(time, bool) or not isinstance(time, SupportsIndex):
+        try:
+            time = None if isinstance(time, bool) else index(cast("SupportsIndex", time))
+        except TypeError:
+            time = None
+        if time is None:
             raise LogTimeError(
-                f"log time is {time!r} of type {type(time).__name__}; expected a whole number "
+                f"log time is {given!r} of type {type(given).__name__}; expected a whole number "
                 "from 0 on, such as log.status['iterations_done']"
             )
-        time = time.__index__()
     if time < 0:
         raise LogTimeError(
             f"log time is {time}; expected a whole number from 0 on; rows count from the first "
             "batch, there is no row before it"
         )
-    if time >= 2**63:
+    if time >= _MAX_TIME:
         raise LogTimeError(f"log time is {time}; expected less than 2**63")
     return time

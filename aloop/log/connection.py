@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
+from time import monotonic, sleep
 from typing import Any, Final
 
 from aloop.errors import LogFileError
@@ -31,9 +32,10 @@ _ROWS_A_STATEMENT: Final = 4096
 
 @dataclass(slots=True)
 class Writer:
-    """Where a log's records go: the integer id of its run, once the run is in the file."""
+    """Where a log's records go: its run in the file, once it is there."""
 
     run_id: int | None = None
+    run: str | None = None
 
 
 @dataclass(slots=True)
@@ -65,8 +67,9 @@ class LogConnection(sqlite3.Connection):
 
     def _prepare(self) -> None:
         """Check that the file is a log, or make it one."""
-        version = self._checked_version()
-        self.execute("PRAGMA journal_mode = WAL")
+        with self._transaction("DEFERRED"):
+            version = self._checked_version()
+        self._use_wal()
         self.execute("PRAGMA synchronous = NORMAL")
         if version:
             return
@@ -78,13 +81,26 @@ class LogConnection(sqlite3.Connection):
                 self.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    def _use_wal(self) -> None:
+        """Keep the journal in a file of its own, so that readers and the writer do not wait."""
+        deadline = monotonic() + BUSY_TIMEOUT_S
+        while self.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            try:
+                self.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                # The switch is not waited for by SQLite while another connection makes the file.
+                if monotonic() > deadline:
+                    raise
+                sleep(0.005)
+
     def commit(self) -> None:
         """Write the groups in one transaction; `failure` tells what came of it."""
         self.failure = None
         try:
             self._set_full(self.durable)
             with self._transaction():
-                run_ids = [self._write_group(group) for group in self.groups]
+                written = [self._write_group(group) for group in self.groups]
                 if self.durable:
                     self.execute("UPDATE barriers SET number = number + 1")
         except Exception as error:  # noqa: BLE001 - kept for the journal to report
@@ -92,8 +108,8 @@ class LogConnection(sqlite3.Connection):
             self._key_ids.clear()
             self.failure = error
             return
-        for group, run_id in zip(self.groups, run_ids, strict=True):
-            group.writer.run_id = run_id
+        for group, (run_id, run) in zip(self.groups, written, strict=True):
+            group.writer.run_id, group.writer.run = run_id, run
 
     def _checked_version(self) -> int:
         try:
@@ -130,10 +146,12 @@ class LogConnection(sqlite3.Connection):
             self._is_full = is_full
 
     @contextmanager
-    def _transaction(self) -> Generator[None]:
-        """Begin a transaction; commit it, or take it back when the body or the commit raises."""
-        # IMMEDIATE: a transaction that only later asks to write can be refused in its middle.
-        self.execute("BEGIN IMMEDIATE")
+    def _transaction(self, kind: str = "IMMEDIATE") -> Generator[None]:
+        """Begin a transaction; commit it, or take it back when the body or the commit raises.
+
+        By default it may write: one that asks for that later can be refused in its middle.
+        """
+        self.execute(f"BEGIN {kind}")
         try:
             yield
             self.execute("COMMIT")
@@ -143,16 +161,17 @@ class LogConnection(sqlite3.Connection):
                 self.execute("ROLLBACK")
             raise
 
-    def _write_group(self, group: Group) -> int | None:
-        """Write a group and give the run id that its log has afterwards."""
-        run_id = group.writer.run_id
+    def _write_group(self, group: Group) -> tuple[int, str]:
+        """Write a group and give the id and name of the run that its log has afterwards."""
+        run_id, run = group.writer.run_id, group.writer.run
         entries: list[tuple[int, int, int, Any]] = []
         status: dict[str, Any] = {}
         key_ids = self._key_ids
         for change in group.changes:
             if isinstance(change, RunStart):
                 self._write(run_id, entries, status)
-                run_id, entries, status = self._start_run(change), [], dict(change.status)
+                run_id, run = self._start_run(change), change.run
+                entries, status = [], dict(change.status)
                 continue
             time, key, value = change
             if time == STATUS:
@@ -160,10 +179,21 @@ class LogConnection(sqlite3.Connection):
                 continue
             assert run_id is not None, "the first change of a log starts its run"
             key_id = key_ids.get(key) or self._key_id(key)
-            entries.append((run_id, key_id, time, encode(value)))
+            if type(value) is not float or value != value:
+                value = encode(value)  # all but what nearly every record is
+            entries.append((run_id, key_id, time, value))
         self._write(run_id, entries, status)
-        self.execute("UPDATE runs SET sequence = ? WHERE id = ?", (group.sequence, run_id))
-        return run_id
+        assert run_id is not None
+        assert run is not None
+        updated = self.execute(
+            "UPDATE runs SET sequence = ? WHERE id = ? AND run = ?", (group.sequence, run_id, run)
+        )
+        if not updated.rowcount:
+            raise LogFileError(
+                f"{self._file_name()} no longer has the run {run}; expected the file that the log "
+                "was opened with; it was deleted or replaced: put it back"
+            )
+        return run_id, run
 
     def _start_run(self, start: RunStart) -> int:
         hyperparameters = start.hyperparameters

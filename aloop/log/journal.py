@@ -7,7 +7,6 @@ same file share one journal.
 
 import asyncio
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 import aiosqlite
 
-from aloop.errors import AloopError, JournalError, LogFileError
+from aloop.errors import JournalError, LogFileError
 from aloop.log.connection import BUSY_TIMEOUT_S, Group, LogConnection
 from aloop.turns import thread_at_work
 
@@ -77,7 +76,9 @@ class Journal:
         else:
             key = (str(database), asyncio.get_running_loop())
             found = cls._open.get(key)
-            journal = cls._open[key] = found or cls(str(database), key)
+            if found is None or not found.is_usable:
+                found = cls._open[key] = cls(str(database), key)
+            journal = found
         await journal._join()  # noqa: SLF001 - its own class
         return journal
 
@@ -101,6 +102,16 @@ class Journal:
         self._wake.set()
         # wait() leaves the task alone when the caller is cancelled: it goes on to the end.
         await asyncio.wait([self._task])
+
+    @property
+    def is_usable(self) -> bool:
+        """False once the writer has ended, or when this is another event loop than its own."""
+        if self._task.done() or self._loop.is_closed():
+            return False
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return True  # the event loop is between two of its runs
 
     def notify(self, source: Source, *, durable: bool = False) -> None:
         """Say that a log has something committed to write."""
@@ -141,13 +152,19 @@ class Journal:
                     await self._write(database)
                     if self._closing and self.failure is not None:
                         break
-        except (sqlite3.Error, AloopError, OSError) as error:
+        except asyncio.CancelledError:
+            # While it was opening: the thread may be waiting for a lock, and ends after that.
+            self._thread = None
+            raise
+        except Exception as error:  # noqa: BLE001 - it goes to those who open, write or wait
             self._fail(error)
         finally:
+            if self._key is not None and self._open.get(self._key) is self:
+                del self._open[self._key]
             if self._timer is not None:
                 self._timer.cancel()
             if self._thread is not None:
-                self._thread.join()  # it was told to end, and has nothing left to do
+                self._thread.join()  # it was told to end, and nothing is left for it to do
             if not self._opened.done():
                 self._opened.cancel()
             for waiter in self._waiters:

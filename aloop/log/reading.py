@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aloop.errors import UnknownRunError
+from aloop.errors import LogFileError, UnknownRunError
 from aloop.log.schema import LINEAGE
 from aloop.log.values import DELETED, decode
 
@@ -27,6 +27,16 @@ class LoadedRun:
 
 def load_run(database: Path, run: str) -> LoadedRun:
     """Read the run of the hexadecimal id `run`; `UnknownRunError` if the file has none."""
+    try:
+        return _load_run(database, run)
+    except sqlite3.Error as error:
+        raise LogFileError(
+            f"the run {run!r} cannot be read from {database}: {error}; expected an undamaged log; "
+            "restore the file from a copy, or begin a new one"
+        ) from error
+
+
+def _load_run(database: Path, run: str) -> LoadedRun:
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         # One transaction, so that a run which is being written is seen at one of its boundaries.
         connection.execute("BEGIN")

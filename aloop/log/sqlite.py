@@ -14,6 +14,7 @@ from aloop.log.base import STATUS, Change, RunStart, TrainingLog
 from aloop.log.connection import Group, Writer
 from aloop.log.journal import MEMORY, Journal
 from aloop.log.reading import load_run
+from aloop.log.values import DELETED
 
 __all__ = ["SQLiteLog"]
 
@@ -56,9 +57,13 @@ class SQLiteLog(TrainingLog):
         self._started = False
         self._writer = Writer()
         self._committed = 0  # how many of the pending changes are behind a commit point
+        self._iterations_done: int | None = (
+            0  # at the commit point; the counter is noted as no change
+        )
         self._is_noted = False  # whether the journal knows that there is something committed
         self._journal: Journal | None = None
-        self._opening = asyncio.Lock()
+        self._holders = 0  # how many have opened the log and not closed it
+        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def _make_pending(self) -> list[Change] | None:
         return []
@@ -71,12 +76,15 @@ class SQLiteLog(TrainingLog):
     @property
     def is_open(self) -> bool:
         """True while the log has its file open."""
-        return self._journal is not None
+        return self._live_journal() is not None
 
     async def open(self) -> Self:
-        """Open the file, unless it is open, and read the run that was asked for by `uuid`."""
-        async with self._opening:
-            if self._journal is None:
+        """Open the file, and read the run that was asked for by `uuid`.
+
+        Each `open` is to be answered by a `close`; the last one closes the file.
+        """
+        async with self._lock():
+            if self._live_journal() is None:
                 journal = await Journal.acquire(self.database)
                 try:
                     if self._unread:
@@ -84,27 +92,30 @@ class SQLiteLog(TrainingLog):
                 except BaseException:
                     await journal.release()
                     raise
-                if not self._started:
-                    self._started = True
-                    self._changes.insert(0, self._run_start(None, None))
-                    self._committed += bool(self._committed)
+                self._start_run_if_new()
                 self._journal = journal
+            self._holders += 1
         return self
 
     async def close(self) -> None:
-        """Write what is left and close the file, unless it is closed; reading goes on."""
-        async with self._opening:
-            if self._journal is None:
+        """Write what is left, and close the file if it was opened no more often than closed.
+
+        Reading goes on from memory.
+        """
+        async with self._lock():
+            journal = self._live_journal()
+            if journal is None:
                 return
-            journal = self._journal
+            self._holders -= 1
             if not self._in_session:
                 self._mark()
             journal.notify(self)
             try:
                 await journal.flush()
             finally:
-                self._journal = None
-                await journal.release()
+                if not self._holders:
+                    self._journal = None
+                    await journal.release()
 
     async def flush(self) -> None:
         """Wait until what was written up to the last commit point is on the disk.
@@ -112,15 +123,38 @@ class SQLiteLog(TrainingLog):
         Outside a run everything written so far counts, and a log that is closed is opened for
         it. Raises `JournalError` if the file could not be written; another `flush` tries again.
         """
-        if self._journal is None:
+        journal = self._live_journal()
+        if journal is None:
             if self._changes or self._unread:
                 async with self:  # which writes everything when it closes
                     pass
             return
         if not self._in_session:
             self._mark()
-        self._journal.notify(self)
-        await self._journal.flush()
+        journal.notify(self)
+        await journal.flush()
+
+    def _live_journal(self) -> Journal | None:
+        """Give the journal, unless there is none or it ended with its event loop or its task."""
+        if self._journal is not None and not self._journal.is_usable:
+            self._journal = None
+            self._holders = 0
+            self._is_noted = False
+        return self._journal
+
+    def _lock(self) -> asyncio.Lock:
+        """Give the lock for opening and closing; an asyncio lock belongs to one event loop."""
+        loop = asyncio.get_running_loop()
+        if self._opening is None or self._opening[0] is not loop:
+            self._opening = loop, asyncio.Lock()
+        return self._opening[1]
+
+    def _start_run_if_new(self) -> None:
+        """Put the start of the run before all changes, so that it is written first."""
+        if not self._started:
+            self._started = True
+            self._changes.insert(0, self._run_start(None, None))
+            self._committed += bool(self._committed)
 
     def commit(self, *, durable: bool = False) -> None:
         """Mark a commit point; see `TrainingLog.commit`.
@@ -129,11 +163,13 @@ class SQLiteLog(TrainingLog):
         """
         self._mark()
         # The journal has to be told once for all that it takes at one time.
-        if self._journal is not None and (durable or not self._is_noted):
-            if self._journal.failure is not None:
-                raise self._journal.failure
-            self._journal.notify(self, durable=durable)
-            self._is_noted = True
+        if durable or not self._is_noted:
+            journal = self._live_journal()
+            if journal is not None:
+                if journal.failure is not None:
+                    raise journal.failure
+                journal.notify(self, durable=durable)
+                self._is_noted = True
 
     def resume(self) -> None:
         """Go on under a new id; see `TrainingLog.resume`."""
@@ -142,18 +178,16 @@ class SQLiteLog(TrainingLog):
                 f"the log of run {self.h_uuid} was to be resumed before it was read from "
                 f"{self.database}; open it first: async with log:"
             )
+        self._start_run_if_new()
+        # The run that ends here keeps the count it has; the new one starts with it.
+        self.status["iterations_done"] = self.status["iterations_done"]
         super().resume()
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[None]:
         """Hold the log for one run, opening it for as long unless it is open already."""
-        was_open = self.is_open
-        await self.open()
-        try:
-            async with super().session():
-                yield
-        finally:
-            await (self.flush() if was_open else self.close())
+        async with self, super().session():
+            yield
 
     def take_group(self) -> Group | None:
         """Hand over what is committed and not yet written; the journal calls this."""
@@ -161,6 +195,8 @@ class SQLiteLog(TrainingLog):
         if not self._committed and self.sequence == self._written_sequence:
             return None
         changes = self._changes[: self._committed]
+        if self._iterations_done is not None:
+            changes.append((STATUS, "iterations_done", self._iterations_done))
         # In place: rows and status append to this very list.
         del self._changes[: self._committed]
         self._committed = 0
@@ -177,6 +213,7 @@ class SQLiteLog(TrainingLog):
     def _mark(self) -> None:
         self.sequence += 1
         self._committed = len(self._changes)
+        self._iterations_done = self.status.get("iterations_done")
 
     async def _read(self) -> None:
         """Fill rows and status from the file; what was written before the opening wins."""
@@ -187,10 +224,11 @@ class SQLiteLog(TrainingLog):
             )
         loaded = await asyncio.to_thread(load_run, self.database, self.h_uuid)
         self._unread, self._started = False, True
-        self._writer.run_id = loaded.run_id
+        self._writer.run_id, self._writer.run = loaded.run_id, self.h_uuid
         self.sequence = self._written_sequence = loaded.sequence
         self.name, self.hyperparameters = loaded.name, loaded.hyperparameters
-        self.status.restore(loaded.status)
+        gone = dict.fromkeys(self.status.keys() - loaded.status.keys(), DELETED)
+        self.status.restore(gone | loaded.status)
         for time, records in loaded.rows.items():
             self[time].restore(records)
         for change in self._changes:

@@ -25,6 +25,7 @@ from aloop.errors import LogKeyError, LogValueError
 
 __all__ = [
     "DELETED",
+    "MAX_DEPTH",
     "MAX_VALUE_BYTES",
     "decode",
     "encode",
@@ -35,6 +36,9 @@ __all__ = [
 
 MAX_VALUE_BYTES: Final = 1 << 20
 """The most that one value may take: bytes of an array, of UTF-8 text, or of a container's JSON."""
+
+MAX_DEPTH: Final = 64
+"""How deep lists, tuples and dictionaries may be nested; more would depend on Python's stack."""
 
 DELETED: Final = b""
 """What is stored for a record that was deleted; it hides the record of an earlier run."""
@@ -112,11 +116,11 @@ def normalise(key: str, value: Any) -> Any:
     if kind is int:
         return value if value in _INT64 else _refuse_int(key, value)
     try:
-        value = _normalise(key, value)
+        value = _normalise(key, value, 0)
     except RecursionError:
         raise LogValueError(
-            f"record {key!r} is a {kind.__name__} that contains itself or is nested too deep; "
-            "expected plain data; flatten it"
+            f"record {key!r} is a {kind.__name__} that contains itself or is nested more than "
+            f"{MAX_DEPTH} deep; expected plain data; flatten it"
         ) from None
     _check_size(key, value)
     return value
@@ -141,15 +145,19 @@ def decode(stored: Stored) -> Any:
     """Turn what SQLite stored back into the value; the inverse of `encode`."""
     if not isinstance(stored, bytes):
         return stored
-    return _normalise("", json.loads(stored, object_hook=_from_tags))
+    return _normalise("", json.loads(stored, object_hook=_from_tags), 0)
 
 
-def _normalise(key: str, value: Any) -> Any:
+def _normalise(key: str, value: Any, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise RecursionError
     match value:
         case None | bool():
             return value
         case np.bool_():
             return bool(value)
+        case np.timedelta64():  # an integer to numpy, a duration to everybody else
+            return _refuse(key, value)
         case int() | np.integer():
             number = int(cast("int", value))
             return number if number in _INT64 else _refuse_int(key, number)
@@ -161,12 +169,16 @@ def _normalise(key: str, value: Any) -> Any:
         case np.ndarray():
             return _normalise_array(key, cast("np.ndarray[Any, Any]", value))
         case list():
-            return FrozenList([_normalise(key, item) for item in cast("list[Any]", value)])
+            return FrozenList(
+                [_normalise(key, item, depth + 1) for item in cast("list[Any]", value)]
+            )
         case tuple():
-            return tuple([_normalise(key, item) for item in cast("tuple[Any, ...]", value)])
+            return tuple(
+                [_normalise(key, item, depth + 1) for item in cast("tuple[Any, ...]", value)]
+            )
         case Mapping():
             items = cast("Mapping[Any, Any]", value).items()
-            return FrozenDict({_inner_key(key, k): _normalise(key, v) for k, v in items})
+            return FrozenDict({_inner_key(key, k): _normalise(key, v, depth + 1) for k, v in items})
         case _:
             return _refuse(key, value)
 
@@ -178,7 +190,7 @@ def _normalise_array(key: str, array: "np.ndarray[Any, Any]") -> Any:
             "floats of at most 64 bits; convert it with .astype(...) or record a summary of it"
         )
     if array.ndim == 0:
-        return _normalise(key, array.item())
+        return _normalise(key, array.item(), 0)
     if array.nbytes > MAX_VALUE_BYTES:
         _refuse_size(key, f"an array of shape {array.shape}", array.nbytes)
     # A plain ndarray that nobody else can write to; the copy drops subclasses and bases.
@@ -193,7 +205,7 @@ def _inner_key(key: str, inner: object) -> str:
             f"record {key!r} is a dictionary with the key {inner!r} of type "
             f"{type(inner).__name__}; expected strings as keys; use {str(inner)!r}"
         )
-    return _normalise(key, inner)
+    return _normalise(key, inner, 0)
 
 
 def _check_size(key: str, value: Any) -> None:

@@ -1,0 +1,106 @@
+"""What the log's tests share: exact comparison, plain SQL, reopening."""
+
+import asyncio
+import math
+import sqlite3
+import threading
+from contextlib import closing, contextmanager
+
+import numpy as np
+
+from aloop.log.base import TrainingLog
+from aloop.log.sqlite import SQLiteLog
+
+FAIL = """
+    CREATE TRIGGER fail BEFORE INSERT ON stored_entries
+    BEGIN SELECT RAISE({}, 'the disk is on fire'); END
+"""
+
+
+def exact(value):
+    """Give something that equals another such thing only for a value of the same type.
+
+    NaN equals itself, -0.0 does not equal 0.0 and True not 1; dictionaries compare in order.
+    Values in the log count as the ordinary lists and dictionaries they stand for.
+    """
+    if isinstance(value, np.ndarray):
+        return "array", value.dtype.str, value.shape, exact(value.tolist())
+    if isinstance(value, dict):
+        return "dict", [(exact(k), exact(v)) for k, v in value.items()]
+    if isinstance(value, list):
+        return "list", [exact(item) for item in value]
+    if isinstance(value, tuple):
+        return "tuple", [exact(item) for item in value]
+    if isinstance(value, float):
+        return type(value).__name__, "nan" if math.isnan(value) else value.hex()
+    return type(value).__name__, value
+
+
+def rows_of(log):
+    """Give the rows that have records as plain dictionaries."""
+    return {time: dict(log[time]) for time in log}
+
+
+def query(database, sql, *parameters):
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(sql, parameters).fetchall()
+
+
+def change(database, *statements):
+    """Change the database over a connection of its own, as another program would."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def break_writing(database, how="ABORT"):
+    """Make the database refuse every new record from now on."""
+    change(database, FAIL.format(how))
+
+
+def mend_writing(database):
+    change(database, "DROP TRIGGER fail")
+
+
+def entries_of(database, log):
+    return query(
+        database, "SELECT time, key, value FROM entries WHERE run = ? ORDER BY 1, 2", log.h_uuid
+    )
+
+
+async def reopen(log, run=None):
+    """Read a run of the log's file, by default the log's own, into a new log."""
+    async with SQLiteLog(log.database, run or log.uuid) as other:
+        pass
+    return other
+
+
+async def until(condition):
+    """Give the event loop turns until something is so."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+@contextmanager
+def locked(database):
+    """Hold the write lock of the database."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def connection_threads():
+    return [t for t in threading.enumerate() if "connection_worker" in t.name]
+
+
+def join_connection_threads():
+    """Wait for the threads that are about to end; give those that do not end."""
+    for thread in connection_threads():
+        thread.join(5)
+    return connection_threads()
+
+
+def make_log(kind, database):
+    return TrainingLog() if kind == "memory" else SQLiteLog(database)
