@@ -16,7 +16,7 @@ from aloop.errors import AlreadyRunningError, LogTimeError, LogValueError, NoEpo
 from aloop.log.values import DELETED, FrozenList, normalise, normalise_key
 from aloop.protocols import Record
 
-__all__ = ["STATUS", "Change", "RunStart", "TrainingLog"]
+__all__ = ["RUN_START", "STATUS", "Change", "RunStart", "TrainingLog"]
 
 # dict's own assignment, which checks nothing and notes nothing; super() takes twice as long.
 _set: Final = dict[str, Any].__setitem__
@@ -25,6 +25,9 @@ _MAX_TIME: Final = 2**63  # what SQLite's integers end before
 
 STATUS: Final = -1
 """Stands in a `Change` where the time would be, for a change of the status."""
+
+RUN_START: Final = -2
+"""Stands in a `Change` where the time would be, for the start of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,9 @@ class RunStart:
     status: Mapping[str, Any]
 
 
-Change: TypeAlias = tuple[int, str, Any] | RunStart
-"""A record ``(time, key, value)`` that was written or `DELETED`, or the start of a run."""
+Change: TypeAlias = tuple[int, str, Any]
+"""A record ``(time, key, value)`` that was written or `DELETED`; one of the status, with `STATUS` as
+its time; or the start of a run, with `RUN_START` as its time and a `RunStart` as its value."""
 
 
 class _Records(dict[str, Any]):
@@ -275,8 +279,8 @@ class TrainingLog:
         if self._pending is not None:
             self._pending.append(self._run_start(resumed_from, forked_at))
 
-    def _run_start(self, resumed_from: str | None, forked_at: int | None) -> RunStart:
-        return RunStart(
+    def _run_start(self, resumed_from: str | None, forked_at: int | None) -> Change:
+        start = RunStart(
             run=self.h_uuid,
             name=self.name,
             hyperparameters=self.hyperparameters,
@@ -284,6 +288,7 @@ class TrainingLog:
             forked_at=forked_at,
             status=dict(self.status),
         )
+        return RUN_START, "", start
 
     def describe(
         self, name: str | None = None, hyperparameters: Mapping[str, Any] | None = None

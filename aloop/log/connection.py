@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from typing import Any, Final
 
 from aloop.errors import LogFileError
-from aloop.log.base import STATUS, Change, RunStart
+from aloop.log.base import RUN_START, STATUS, Change, RunStart
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 from aloop.log.values import encode, encode_json
 
@@ -164,25 +164,13 @@ class LogConnection(sqlite3.Connection):
     def _write_group(self, group: Group) -> tuple[int, str]:
         """Write a group and give the id and name of the run that its log has afterwards."""
         run_id, run = group.writer.run_id, group.writer.run
-        entries: list[tuple[int, int, int, Any]] = []
-        status: dict[str, Any] = {}
-        key_ids = self._key_ids
-        for change in group.changes:
-            if isinstance(change, RunStart):
-                self._write(run_id, entries, status)
-                run_id, run = self._start_run(change), change.run
-                entries, status = [], dict(change.status)
-                continue
-            time, key, value = change
-            if time == STATUS:
-                status[key] = value
-                continue
-            assert run_id is not None, "the first change of a log starts its run"
-            key_id = key_ids.get(key) or self._key_id(key)
-            if type(value) is not float or value != value:
-                value = encode(value)  # all but what nearly every record is
-            entries.append((run_id, key_id, time, value))
-        self._write(run_id, entries, status)
+        changes, done = group.changes, 0
+        for at in [at for at, (time, _, _) in enumerate(changes) if time == RUN_START]:
+            self._write(run_id, changes[done:at])
+            start: RunStart = changes[at][2]
+            run_id, run, done = self._start_run(start), start.run, at + 1
+            self._write(run_id, [(STATUS, key, value) for key, value in start.status.items()])
+        self._write(run_id, changes[done:])
         assert run_id is not None
         assert run is not None
         updated = self.execute(
@@ -212,19 +200,34 @@ class LogConnection(sqlite3.Connection):
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def _write(
-        self,
-        run_id: int | None,
-        entries: list[tuple[int, int, int, Any]],
-        status: dict[str, Any],
-    ) -> None:
-        if status:
-            # Of a status many values may have come and gone since; the last is what counts.
-            self._insert(
-                "stored_status (run, key, value)",
-                [(run_id, self._key_id(key), encode(value)) for key, value in status.items()],
-            )
-        self._insert("stored_entries (run, key, time, value)", entries)
+    def _write(self, run_id: int | None, changes: list[Change]) -> None:
+        """Write the changes that belong to one run."""
+        if not changes:
+            return
+        assert run_id is not None, "the first change of a log starts its run"
+        ids = self._key_ids
+        for key in {key for _, key, _ in changes} - ids.keys():
+            ids[key] = self._key_id(key)
+        # Of a status many values may have come and gone since; the last is what counts.
+        status = {key: value for time, key, value in changes if time == STATUS}
+        self._insert(
+            "stored_status (run, key, value)",
+            [(run_id, ids[key], encode(value)) for key, value in status.items()],
+        )
+        self._insert(
+            "stored_entries (run, key, time, value)",
+            [
+                # Nearly every record is a float that is stored as it is.
+                (
+                    run_id,
+                    ids[key],
+                    time,
+                    value if type(value) is float and value == value else encode(value),
+                )
+                for time, key, value in changes
+                if time != STATUS
+            ],
+        )
 
     def _insert(self, columns: str, rows: Sequence[tuple[Any, ...]]) -> None:
         for size, chunk in _chunks(rows):
@@ -235,12 +238,9 @@ class LogConnection(sqlite3.Connection):
             )
 
     def _key_id(self, key: str) -> int:
-        key_id = self._key_ids.get(key)
-        if key_id is None:
-            self.execute("INSERT OR IGNORE INTO keys (key) VALUES (?)", (key,))
-            (key_id,) = self.execute("SELECT id FROM keys WHERE key = ?", (key,)).fetchone()
-            self._key_ids[key] = key_id
-        return key_id
+        """Give the id of a key, a new one if need be."""
+        self.execute("INSERT OR IGNORE INTO keys (key) VALUES (?)", (key,))
+        return self.execute("SELECT id FROM keys WHERE key = ?", (key,)).fetchone()[0]
 
 
 def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:

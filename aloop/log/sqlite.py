@@ -10,7 +10,7 @@ from typing import Self
 
 from aloop.config import config
 from aloop.errors import JournalError, UnknownRunError
-from aloop.log.base import STATUS, Change, RunStart, TrainingLog
+from aloop.log.base import RUN_START, STATUS, Change, TrainingLog
 from aloop.log.connection import Group, Writer
 from aloop.log.journal import MEMORY, Journal
 from aloop.log.reading import load_run
@@ -232,14 +232,14 @@ class SQLiteLog(TrainingLog):
         for time, records in loaded.rows.items():
             self[time].restore(records)
         for change in self._changes:
-            assert not isinstance(change, RunStart), "an unread log cannot be resumed"
             time, key, value = change
+            assert time != RUN_START, "an unread log cannot be resumed"
             records = self.status if time == STATUS else self[time]
             records.restore({key: value})
 
     def __del__(self) -> None:
         changes = getattr(self, "_pending", None) or ()
-        lost = sum(1 for c in changes if not isinstance(c, RunStart) and c[0] != STATUS)
+        lost = sum(1 for time, _, _ in changes if time >= 0)
         if lost:
             warnings.warn(
                 f"{lost} records written to the log {self.database} outside a run were never "
