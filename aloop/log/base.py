@@ -43,7 +43,7 @@ class RunStart:
 
 
 Change: TypeAlias = tuple[int, str, Any]
-"""A record ``(time, key, value)`` that was written or `DELETED`; one of the status, with `STATUS` as
+"""A record ``(time, key, value)``, its value perhaps `DELETED`; one of the status, with `STATUS` as
 its time; or the start of a run, with `RUN_START` as its time and a `RunStart` as its value."""
 
 
