@@ -291,6 +291,7 @@ class MainLoop:
         self.status["received_first_batch"] = False
         self.status["epoch_started"] = True
         await self._dispatcher.call(CallbackName.BEFORE_EPOCH)
+        self._stop.record(self.log)
         self._finish_if_asked(at_epoch_end=False)
 
     async def _end_epoch(self) -> None:

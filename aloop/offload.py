@@ -36,6 +36,7 @@ class Worker:
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._in_flight = 0
+        self._is_closed = False
 
     async def run(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function on the thread and give what it returned, or raise what it raised.
@@ -43,6 +44,8 @@ class Worker:
         Context variables are carried over. Cancelling the wait does not stop the function: the
         thread goes on with it, and later calls wait for their turn.
         """
+        if self._is_closed:
+            raise RuntimeError(f"{self._name} is closed; expected the run it belongs to to go on")
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._thread.start()
@@ -60,6 +63,7 @@ class Worker:
 
     async def close(self) -> None:
         """End the thread when it is idle; leave it behind, as a daemon, when it is stuck."""
+        self._is_closed = True
         thread, self._thread = self._thread, None
         if thread is None:
             return

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 __all__ = ["SIGNALS", "SignalMode", "check_mode", "subscribed"]
@@ -36,6 +37,13 @@ def check_mode(mode: object) -> SignalMode:
     )
 
 
+class _HeardElsewhere:
+    """A handler that does nothing, one of its own for each switchboard."""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        pass
+
+
 class _Switchboard:
     """The handler of one signal in one event loop, and the runs that listen to it."""
 
@@ -50,7 +58,11 @@ class _Switchboard:
         if not self._listeners:
             self._earlier = signal.getsignal(self._number)
             self._loop.add_signal_handler(self._number, self._ring)
-            self._ours = signal.getsignal(self._number)
+            # asyncio leaves one and the same function there for everybody. In its place one that
+            # can be told from others; the event loop hears of signals all the same, by its pipe.
+            self._ours = _HeardElsewhere()
+            signal.signal(self._number, self._ours)
+            signal.siginterrupt(self._number, False)
         self._listeners.append(listener)
 
     def remove(self, listener: _Listener) -> bool:

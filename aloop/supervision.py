@@ -21,7 +21,6 @@ from aloop.log.base import TrainingLog
 from aloop.protocols import Log, Record
 
 __all__ = [
-    "CANCELLED",
     "FINISH_REQUESTED",
     "StopLevel",
     "StopRequest",
@@ -37,8 +36,6 @@ T = TypeVar("T")
 FINISH_REQUESTED: Final = "training_finish_requested"
 """The record by which an extension asks for the end of the training."""
 
-CANCELLED: Final = "cancelled"
-"""The cause of a stop that was asked for by cancelling the run."""
 
 _MAX_TRACEBACK: Final = 65_536  # characters; the last of them tell the most
 
@@ -60,6 +57,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.level = StopLevel.NONE
         self.cause: str | None = None
+        self.is_cancelled = False
+        """Whether the run was cancelled, which its caller is to hear of."""
         self.presses = 0
         """How often SIGINT came."""
         self._sooner: asyncio.Future[None] | None = None
@@ -105,10 +104,14 @@ class StopRequest:
         return self._sooner
 
 
-_MESSAGES = {
-    StopLevel.EPOCH: "%s: stopping after this epoch; a second Ctrl-C stops after this batch",
-    StopLevel.BATCH: "%s: stopping after this batch; one more Ctrl-C gives it up",
+_MESSAGES: Final = {
+    StopLevel.EPOCH: "%s: stopping after this epoch",
+    StopLevel.BATCH: "%s: stopping after this batch",
     StopLevel.ABANDON: "%s: giving up what is under way",
+}
+_HINTS: Final = {
+    StopLevel.EPOCH: "; a second Ctrl-C stops after this batch",
+    StopLevel.BATCH: "; one more Ctrl-C gives it up",
 }
 
 
@@ -183,7 +186,7 @@ async def _end_in_order(
     try:
         if stop.level:
             await call(CallbackName.ON_INTERRUPT)
-        if stop.cause != CANCELLED:
+        if not stop.is_cancelled:
             log.current_row["training_finished"] = True
             await call(CallbackName.AFTER_TRAINING)
     except BaseException as error:  # noqa: BLE001 - returned, whatever it is
@@ -206,7 +209,7 @@ async def _end_in_failure(
             await call(CallbackName.ON_ERROR, failure)
         else:
             await call(CallbackName.ON_INTERRUPT)
-    except Exception:
+    except BaseException:
         # The first failure is what the caller has to know.
         _logger.exception("an extension failed while the training was ended by an error")
 
@@ -236,10 +239,14 @@ async def supervise(driver: Coroutine[Any, Any, T], stop: StopRequest, grace_s: 
         except asyncio.CancelledError as error:
             # Further cancellations are taken and forgotten: the first one goes up at the end.
             cancellation = cancellation or error
-            stop.ask(StopLevel.BATCH, CANCELLED)
+            stop.is_cancelled = True
+            stop.ask(StopLevel.BATCH, "cancelled")
         if stop.level > told:
             told = stop.level
-            _logger.warning(_MESSAGES[told], stop.cause)
+            # Only who is at the terminal waits for a word, and can press again.
+            by_key = stop.cause == "SIGINT"
+            message = _MESSAGES[told] + (_HINTS.get(told, "") if by_key else "")
+            _logger.log(logging.WARNING if by_key else logging.INFO, message, stop.cause)
         if stop.level >= StopLevel.BATCH and deadline is None:
             deadline = loop.time() + grace_s
         if deadline is not None and loop.time() >= deadline and not task.done():
@@ -249,6 +256,8 @@ async def supervise(driver: Coroutine[Any, Any, T], stop: StopRequest, grace_s: 
             task.cancel()
             deadline = loop.time() + 1.0
     if cancellation is not None:
-        _ = task.exception() if not task.cancelled() else None
+        failure = None if task.cancelled() else task.exception() or task.result()
+        if isinstance(failure, BaseException):
+            cancellation.add_note(f"while the run ended for it, it failed: {failure!r}")
         raise cancellation
     return task.result()

@@ -27,22 +27,22 @@ _LOCK_HANDOVER_S: Final = 1e-6
 
 _threads_at_work = 0
 
-_runs: "WeakKeyDictionary[asyncio.AbstractEventLoop, int]" = WeakKeyDictionary()
+_runs: "WeakKeyDictionary[asyncio.AbstractEventLoop, set[Turn]]" = WeakKeyDictionary()
 
 
 class Turn:
     """One run's turns in its event loop; a context manager around the run."""
 
-    __slots__ = ("_batches", "_ends_at", "_loop")
+    __slots__ = ("_batches", "_ends_at", "_runs")
 
     def __enter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
-        _runs[self._loop] = _runs.get(self._loop, 0) + 1
+        self._runs = _runs.setdefault(asyncio.get_running_loop(), set())
+        self._runs.add(self)
         self._begin()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _runs[self._loop] -= 1
+        self._runs.discard(self)
 
     def _begin(self) -> None:
         self._batches = 0
@@ -53,7 +53,7 @@ class Turn:
         self._batches += 1
         if perf_counter() >= self._ends_at:
             return True
-        return self._batches >= MAX_BATCHES and _runs[self._loop] > 1
+        return self._batches >= MAX_BATCHES and len(self._runs) > 1
 
     async def give_way(self) -> None:
         """Let the event loop do what else is due, and begin the next turn."""

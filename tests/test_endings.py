@@ -307,6 +307,54 @@ class TestCancelling:
         assert loop.log[1]["interrupt_cause"] == "cancelled"
         assert loop.status["iterations_done"] == 1
 
+    async def test_a_cancel_after_a_request_to_finish_is_still_a_cancel(self, recorder) -> None:
+        in_step, go_on = asyncio.Event(), asyncio.Event()
+
+        async def step(batch: int) -> None:
+            in_step.set()
+            await go_on.wait()
+
+        loop = MainLoop(step, [1, 2, 3], extensions=[recorder])
+        run = asyncio.create_task(loop.run())
+        await in_step.wait()
+        loop.request_finish("batch")
+        run.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert recorder.callbacks[-1] == "on_interrupt"
+        assert "training_finished" not in loop.log[1]
+
+    async def test_a_failure_on_the_way_out_is_a_note_on_the_cancellation(self) -> None:
+        in_step = asyncio.Event()
+
+        async def step(batch: int) -> None:
+            in_step.set()
+            await asyncio.sleep(0)
+
+        loop = MainLoop(step, [1], extensions=[Fail(on_interrupt=OSError("tracker is down"))])
+        run = asyncio.create_task(loop.run())
+        await in_step.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await run
+        assert "tracker is down" in raised.value.__notes__[0]
+
+    async def test_a_stop_before_the_epochs_first_batch_fetches_none(self) -> None:
+        fetched = []
+
+        class Stop(TrainingExtension):
+            async def before_epoch(self) -> None:
+                self.main_loop.request_finish("batch")  # type: ignore[attr-defined]
+
+        def batches():
+            fetched.append(1)
+            yield 1
+
+        await MainLoop(no_op, batches, extensions=[Stop()]).run()
+        assert fetched == []
+
     async def test_an_anyio_scope_gets_its_own_cancellation_back(self) -> None:
         async def step(batch: int) -> None:
             scope.cancel()

@@ -89,6 +89,24 @@ async def test_the_very_same_handler_is_back_after_the_run(number: signal.Signal
     assert signal.getsignal(number) is before
 
 
+async def test_a_handler_that_the_program_adds_to_the_loop_meanwhile_stays() -> None:
+    heard = asyncio.Event()
+    running = asyncio.get_running_loop()
+
+    class Add(TrainingExtension):
+        async def after_epoch(self) -> None:
+            running.add_signal_handler(signal.SIGTERM, heard.set)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        await ten_batches({}, Add()).run()
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(heard.wait(), 5)
+    finally:
+        running.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_handler_is_back_after_an_error(number: signal.Signals) -> None:
     async def step(batch: int) -> None:
@@ -184,7 +202,7 @@ def test_a_run_in_another_thread_listens_to_nothing_and_says_so(caplog) -> None:
 
 
 SCRIPT = """
-import asyncio, signal, sys, threading
+import asyncio, logging, signal, sys, threading
 from aloop import MainLoop, SQLiteLog, TrainingExtension
 
 class Tell(TrainingExtension):
@@ -195,6 +213,8 @@ class Tell(TrainingExtension):
 
 async def step(batch):
     await asyncio.sleep(0.0005)
+
+logging.basicConfig(level="INFO")
 
 async def main():
     log = SQLiteLog(sys.argv[1])

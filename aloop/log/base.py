@@ -39,6 +39,8 @@ class RunStart:
     hyperparameters: Mapping[str, Any] | None
     resumed_from: str | None
     forked_at: int | None
+    sequence: int
+    """The number of commit points of the runs before it."""
     status: Mapping[str, Any]
 
 
@@ -192,6 +194,8 @@ class TrainingLog:
         # The changes a backend has yet to write; None means that nobody will.
         self._pending: list[Change] | None = self._make_pending()
         self._in_session = False
+        self.sequence = 0
+        """The number of commit points so far, those of the runs it was resumed from included."""
         self._rows: dict[int, Row] = {}
         self.status = Status(self._pending)
         self.status.declare(
@@ -286,6 +290,7 @@ class TrainingLog:
             hyperparameters=self.hyperparameters,
             resumed_from=resumed_from,
             forked_at=forked_at,
+            sequence=self.sequence,
             status=dict(self.status),
         )
         return RUN_START, "", start
@@ -309,8 +314,9 @@ class TrainingLog:
         """Mark a commit point: what was written so far may be persisted, and only together.
 
         With `durable` it is to be on the disk and not just in the system's cache. Does not wait;
-        `flush` does. A log in memory has nothing to do.
+        `flush` does. A log in memory only counts.
         """
+        self.sequence += 1
 
     async def flush(self) -> None:
         """Wait until what was written up to the last commit point is on the disk.

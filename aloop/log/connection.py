@@ -45,6 +45,7 @@ class Group:
     writer: Writer
     changes: list[Change]
     sequence: int
+    failure: Exception | None = None
 
 
 class LogConnection(sqlite3.Connection):
@@ -95,21 +96,41 @@ class LogConnection(sqlite3.Connection):
                 sleep(0.005)
 
     def commit(self) -> None:
-        """Write the groups in one transaction; `failure` tells what came of it."""
+        """Write the groups in one transaction.
+
+        `failure` tells whether that failed as a whole; a group that alone cannot be written is
+        left out, and its own `failure` tells why.
+        """
         self.failure = None
+        written: list[tuple[Group, int, str]] = []
         try:
             self._set_full(self.durable)
             with self._transaction():
-                written = [self._write_group(group) for group in self.groups]
+                for group in self.groups:
+                    with self._savepoint(group):
+                        written.append((group, *self._write_group(group)))
                 if self.durable:
                     self.execute("UPDATE barriers SET number = number + 1")
         except Exception as error:  # noqa: BLE001 - kept for the journal to report
-            # Ids that were handed out in this transaction are gone with it.
-            self._key_ids.clear()
+            self._key_ids.clear()  # those that were new in this transaction are gone with it
             self.failure = error
             return
-        for group, (run_id, run) in zip(self.groups, written, strict=True):
+        for group, run_id, run in written:
             group.writer.run_id, group.writer.run = run_id, run
+
+    @contextmanager
+    def _savepoint(self, group: Group) -> Generator[None]:
+        """Take back what the body wrote when it raises, and go on, if SQLite can."""
+        self.execute("SAVEPOINT one_group")
+        try:
+            yield
+        except Exception as error:
+            self._key_ids.clear()
+            if not self.in_transaction:
+                raise  # a full disk, say, takes the whole transaction back
+            self.execute("ROLLBACK TO one_group")
+            group.failure = error
+        self.execute("RELEASE one_group")
 
     def _checked_version(self) -> int:
         try:
@@ -168,6 +189,8 @@ class LogConnection(sqlite3.Connection):
         for at in [at for at, (time, _, _) in enumerate(changes) if time == RUN_START]:
             self._write(run_id, changes[done:at])
             start: RunStart = changes[at][2]
+            if run_id is not None:
+                self._end_run(run_id, start)
             run_id, run, done = self._start_run(start), start.run, at + 1
             self._write(run_id, [(STATUS, key, value) for key, value in start.status.items()])
         self._write(run_id, changes[done:])
@@ -183,11 +206,16 @@ class LogConnection(sqlite3.Connection):
             )
         return run_id, run
 
+    def _end_run(self, run_id: int, successor: RunStart) -> None:
+        """Write how far a run came that another goes on from."""
+        self._write(run_id, [(STATUS, "iterations_done", successor.forked_at)])
+        self.execute("UPDATE runs SET sequence = ? WHERE id = ?", (successor.sequence, run_id))
+
     def _start_run(self, start: RunStart) -> int:
         hyperparameters = start.hyperparameters
         cursor = self.execute(
             "INSERT INTO runs (run, name, hyperparameters, started_at, resumed_from, forked_at, "
-            "sequence) VALUES (?, ?, ?, ?, ?, ?, 0)",
+            "sequence) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 start.run,
                 start.name,
@@ -195,6 +223,7 @@ class LogConnection(sqlite3.Connection):
                 datetime.now(UTC).isoformat(timespec="milliseconds"),
                 start.resumed_from,
                 start.forked_at,
+                start.sequence,
             ),
         )
         assert cursor.lastrowid is not None
@@ -206,8 +235,10 @@ class LogConnection(sqlite3.Connection):
             return
         assert run_id is not None, "the first change of a log starts its run"
         ids = self._key_ids
-        for key in {key for _, key, _ in changes} - ids.keys():
-            ids[key] = self._key_id(key)
+        # In the order in which they came first: rows are read back in the order of the ids.
+        for key in dict.fromkeys([key for _, key, _ in changes]):
+            if key not in ids:
+                ids[key] = self._key_id(key)
         # Of a status many values may have come and gone since; the last is what counts.
         status = {key: value for time, key, value in changes if time == STATUS}
         self._insert(

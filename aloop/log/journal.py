@@ -2,10 +2,11 @@
 
 Logs hand over what is committed; the writer commits what has come together in 20 ms as one
 transaction, in one call on the connection's thread. All logs of one event loop that write to the
-same file share one journal.
+same file share one journal. What cannot be written goes back to its log, which keeps it and raises.
 """
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections.abc import Callable
@@ -36,8 +37,8 @@ class Source(Protocol):
         """Hand over what is committed and not yet written."""
         ...
 
-    def put_back(self, group: Group) -> None:
-        """Take back a group that could not be written."""
+    def settle(self, group: Group) -> None:
+        """Hear what came of a group, and take it back if it could not be written."""
         ...
 
 
@@ -58,11 +59,14 @@ class Journal:
         self._want_durable = False
         self._unsynced = False
         self._closing = False
-        self.failure: JournalError | None = None
+        self._failed = False
         self._connection: LogConnection | None = None
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._task = self._loop.create_task(self._run(), name=f"aloop journal {database}")
+        # In a context of its own: it outlives whoever came first.
+        self._task = self._loop.create_task(
+            self._run(), name=f"aloop journal {database}", context=contextvars.Context()
+        )
 
     @classmethod
     async def acquire(cls, database: str | Path) -> "Journal":
@@ -75,10 +79,10 @@ class Journal:
             journal = cls(MEMORY, None)  # each has its own
         else:
             key = (str(database), asyncio.get_running_loop())
-            found = cls._open.get(key)
-            if found is None or not found.is_usable:
-                found = cls._open[key] = cls(str(database), key)
-            journal = found
+            while (found := cls._open.get(key)) is not None and found._closing:  # noqa: SLF001
+                # What it has taken is written before anybody else writes to the file.
+                await asyncio.wait([found._task])  # noqa: SLF001
+            journal = cls._open[key] = found or cls(str(database), key)
         await journal._join()  # noqa: SLF001 - its own class
         return journal
 
@@ -96,8 +100,6 @@ class Journal:
         self._users -= 1
         if self._users:
             return
-        if self._key is not None and self._open.get(self._key) is self:
-            del self._open[self._key]
         self._closing = True
         self._wake.set()
         # wait() leaves the task alone when the caller is cancelled: it goes on to the end.
@@ -105,31 +107,33 @@ class Journal:
 
     @property
     def is_usable(self) -> bool:
-        """False once the writer has ended, or when this is another event loop than its own."""
-        if self._task.done() or self._loop.is_closed():
-            return False
+        """False once the writer ends or has ended, and in another event loop than its own."""
+        return not (self._closing or self._task.done() or self.is_abandoned)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True when its event loop is closed, or is not the one that runs now."""
+        if self._loop.is_closed():
+            return True
         try:
-            return asyncio.get_running_loop() is self._loop
+            return asyncio.get_running_loop() is not self._loop
         except RuntimeError:
-            return True  # the event loop is between two of its runs
+            return False  # the event loop is between two of its runs
 
     def notify(self, source: Source, *, durable: bool = False) -> None:
         """Say that a log has something committed to write."""
         self._dirty[source] = None
         self._want_durable |= durable
-        if self._timer is None and self.failure is None:
+        if self._timer is None:
             self._timer = self._loop.call_later(GROUP_COMMIT_S, self._wake.set)
 
-    async def flush(self) -> None:
-        """Wait until everything that was notified so far is on the disk.
+    async def write(self, source: Source) -> None:
+        """Wait until an attempt was made to bring what the log has committed to the disk.
 
-        Raises `JournalError` if it could not be written; it is then still in memory.
+        The log hears by its `settle` what came of it.
         """
-        if self._task.done():
-            raise self.failure or JournalError(
-                f"the log {self._database} is closed; open it again with 'async with log:'"
-            )
         written: asyncio.Future[None] = self._loop.create_future()
+        self._dirty[source] = None
         self._waiters.append(written)
         self._wake.set()
         await written
@@ -143,22 +147,21 @@ class Journal:
                 isolation_level=None,
                 factory=self._connect,
             )
-            # The interpreter waits at its exit for threads that are not daemons. This one ends
-            # with the task; when the event loop is gone without a word, nothing else would end it.
+            # The interpreter waits at its exit for threads that are not daemons, as the
+            # connection's is not: it ends with this task.
             async with connection as database:
                 self._opened.set_result(None)
                 while not self._closing or self._dirty or self._waiters:
                     await self._wait()
                     await self._write(database)
-                    if self._closing and self.failure is not None:
-                        break
         except asyncio.CancelledError:
             # While it was opening: the thread may be waiting for a lock, and ends after that.
             self._thread = None
             raise
-        except Exception as error:  # noqa: BLE001 - it goes to those who open, write or wait
+        except Exception as error:  # noqa: BLE001 - it goes to those who open or wait
             self._fail(error)
         finally:
+            self._closing = True
             if self._key is not None and self._open.get(self._key) is self:
                 del self._open[self._key]
             if self._timer is not None:
@@ -168,7 +171,13 @@ class Journal:
             if not self._opened.done():
                 self._opened.cancel()
             for waiter in self._waiters:
-                waiter.cancel()
+                if not waiter.done():
+                    waiter.set_exception(
+                        JournalError(
+                            f"the journal of {self._database} ended while records were to be "
+                            "written; they are in memory: await log.flush()"
+                        )
+                    )
 
     def _connect(self, *args: Any, **kwargs: Any) -> LogConnection:
         """Make the connection, on its thread, and keep it for handing over groups."""
@@ -188,7 +197,7 @@ class Journal:
         self._wake.clear()
 
     async def _write(self, database: aiosqlite.Connection) -> None:
-        """Commit what the logs hand over as one transaction, and tell those who wait for it."""
+        """Commit what the logs hand over as one transaction, and tell them what came of it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -204,18 +213,14 @@ class Journal:
             connection.durable = durable
             with thread_at_work():
                 await self._call(database.commit, database)
-            self._judge(connection.failure)
-            if connection.failure is None:
-                self._unsynced = not durable
-            else:
-                self._put_back(taken)
+            self._unsynced = not durable or connection.failure is not None
+            for source, group in taken:
+                group.failure = connection.failure or group.failure
+                source.settle(group)
+            self._report([group for _, group in taken if group.failure is not None])
         for waiter in waiters:
-            if waiter.done():
-                continue  # its awaiter was cancelled
-            if self.failure is None:
+            if not waiter.done():  # its awaiter may have been cancelled
                 waiter.set_result(None)
-            else:
-                waiter.set_exception(self.failure)
 
     async def _call(self, call: Callable[[], Any], database: aiosqlite.Connection) -> None:
         """Wait until a call has ended on the connection's thread, through cancellation."""
@@ -229,28 +234,16 @@ class Journal:
                 self._closing = True
                 call = lambda: database.execute("SELECT 1")  # noqa: E731 - a name would say less
 
-    def _judge(self, failure: Exception | None) -> None:
-        if failure is None:
-            self.failure = None
-            return
-        known = self.failure is not None
-        self.failure = JournalError(
-            f"the log {self._database} could not be written: {failure}; nothing is lost yet, its "
-            "records are in memory; make room or mend the file, then await log.flush()"
-        )
-        self.failure.__cause__ = failure
-        if not known:
-            _logger.error("%s", self.failure)
-
-    def _put_back(self, taken: list[tuple[Source, Group]]) -> None:
-        for source, group in taken:
-            source.put_back(group)
-            self._dirty[source] = None
+    def _report(self, failed: list[Group]) -> None:
+        """Say it once when writing begins to fail."""
+        if failed and not self._failed:
+            _logger.error("the log %s could not be written: %s", self._database, failed[0].failure)
+        self._failed = bool(failed)
 
     def _fail(self, error: Exception) -> None:
         """Report that the file could not be opened."""
         if self._opened.done():
-            self._judge(error)
+            _logger.error("the log %s could not be closed: %s", self._database, error)
             return
         if not isinstance(error, LogFileError):
             error = LogFileError(

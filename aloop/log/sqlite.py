@@ -48,18 +48,17 @@ class SQLiteLog(TrainingLog):
         self.database: str | Path = (
             MEMORY if str(name) == MEMORY else Path(name).expanduser().absolute()
         )
-        self.sequence = 0
-        """The number of commit points so far, in all sittings of this run."""
         self._written_sequence = 0
         # A run that was asked for is read when the log is first opened. A new one starts then,
         # so that its start tells what its status and name are by that time.
         self._unread = uuid is not None
         self._started = False
         self._writer = Writer()
-        self._committed = 0  # how many of the pending changes are behind a commit point
-        self._iterations_done: int | None = (
-            0  # at the commit point; the counter is noted as no change
-        )
+        # How many of the pending changes are behind a commit point, and the count of iterations
+        # there, which is noted as no change; None once it was handed over.
+        self._committed = 0
+        self._iterations_done: int | None = None
+        self._failure: Exception | None = None  # of the last attempt to write
         self._is_noted = False  # whether the journal knows that there is something committed
         self._journal: Journal | None = None
         self._holders = 0  # how many have opened the log and not closed it
@@ -85,6 +84,7 @@ class SQLiteLog(TrainingLog):
         """
         async with self._lock():
             if self._live_journal() is None:
+                self._refuse_missing_file()
                 journal = await Journal.acquire(self.database)
                 try:
                     if self._unread:
@@ -100,18 +100,17 @@ class SQLiteLog(TrainingLog):
     async def close(self) -> None:
         """Write what is left, and close the file if it was opened no more often than closed.
 
-        Reading goes on from memory.
+        Reading goes on from memory. A run that uses the log keeps it open.
         """
         async with self._lock():
             journal = self._live_journal()
-            if journal is None:
+            if self._holders <= self._in_session:
                 return
+            if journal is None:  # its task was cancelled, with all others perhaps
+                journal = self._journal = await Journal.acquire(self.database)
             self._holders -= 1
-            if not self._in_session:
-                self._mark()
-            journal.notify(self)
             try:
-                await journal.flush()
+                await self._write(journal)
             finally:
                 if not self._holders:
                     self._journal = None
@@ -124,21 +123,31 @@ class SQLiteLog(TrainingLog):
         it. Raises `JournalError` if the file could not be written; another `flush` tries again.
         """
         journal = self._live_journal()
-        if journal is None:
-            if self._changes or self._unread:
-                async with self:  # which writes everything when it closes
-                    pass
-            return
+        if journal is not None:
+            await self._write(journal)
+        elif self._changes or self._unread:
+            async with self:  # which writes everything when it closes
+                pass
+
+    async def _write(self, journal: Journal) -> None:
         if not self._in_session:
             self._mark()
-        journal.notify(self)
-        await journal.flush()
+        await journal.write(self)
+        if self._failure is not None:
+            raise self._journal_error() from self._failure
+
+    def _journal_error(self) -> JournalError:
+        return JournalError(
+            f"the log {self.database} could not be written: {self._failure}; nothing is lost yet, "
+            "its records are in memory; make room or mend the file, then await log.flush()"
+        )
 
     def _live_journal(self) -> Journal | None:
-        """Give the journal, unless there is none or it ended with its event loop or its task."""
+        """Give the journal, unless there is none or it ended with its task or its event loop."""
         if self._journal is not None and not self._journal.is_usable:
+            if self._journal.is_abandoned:
+                self._holders = 0  # nobody of that event loop is there to close it
             self._journal = None
-            self._holders = 0
             self._is_noted = False
         return self._journal
 
@@ -164,10 +173,10 @@ class SQLiteLog(TrainingLog):
         self._mark()
         # The journal has to be told once for all that it takes at one time.
         if durable or not self._is_noted:
+            if self._failure is not None:
+                raise self._journal_error() from self._failure
             journal = self._live_journal()
             if journal is not None:
-                if journal.failure is not None:
-                    raise journal.failure
                 journal.notify(self, durable=durable)
                 self._is_noted = True
 
@@ -179,13 +188,11 @@ class SQLiteLog(TrainingLog):
                 f"{self.database}; open it first: async with log:"
             )
         self._start_run_if_new()
-        # The run that ends here keeps the count it has; the new one starts with it.
-        self.status["iterations_done"] = self.status["iterations_done"]
         super().resume()
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[None]:
-        """Hold the log for one run, opening it for as long unless it is open already."""
+        """Hold the log for one run, open."""
         async with self, super().session():
             yield
 
@@ -194,26 +201,39 @@ class SQLiteLog(TrainingLog):
         self._is_noted = False
         if not self._committed and self.sequence == self._written_sequence:
             return None
-        changes = self._changes[: self._committed]
         if self._iterations_done is not None:
-            changes.append((STATUS, "iterations_done", self._iterations_done))
+            counted = (STATUS, "iterations_done", self._iterations_done)
+            self._changes.insert(self._committed, counted)
+            self._committed += 1
+            self._iterations_done = None  # until the next commit point
+        changes = self._changes[: self._committed]
         # In place: rows and status append to this very list.
         del self._changes[: self._committed]
         self._committed = 0
         self._written_sequence = self.sequence
         return Group(self._writer, changes, self.sequence)
 
-    def put_back(self, group: Group) -> None:
+    def settle(self, group: Group) -> None:
         """Take back a group that could not be written; the journal calls this."""
-        self._changes[:0] = group.changes
-        self._committed += len(group.changes)
-        self._written_sequence = -1
-        self._is_noted = False
+        self._failure = group.failure
+        if group.failure is not None:
+            self._changes[:0] = group.changes
+            self._committed += len(group.changes)
+            self._written_sequence = -1
+            self._is_noted = False
 
     def _mark(self) -> None:
         self.sequence += 1
         self._committed = len(self._changes)
         self._iterations_done = self.status.get("iterations_done")
+
+    def _refuse_missing_file(self) -> None:
+        """Raise rather than make a file for a run that cannot be in it."""
+        if self._unread and isinstance(self.database, Path) and not self.database.exists():
+            raise UnknownRunError(
+                f"the log has no run {self.h_uuid!r}, for there is no file {self.database}; "
+                "expected the file the run was written to; correct the path, or leave uuid out"
+            )
 
     async def _read(self) -> None:
         """Fill rows and status from the file; what was written before the opening wins."""
@@ -223,6 +243,7 @@ class SQLiteLog(TrainingLog):
                 "opened; leave uuid out, or give the path of a file"
             )
         loaded = await asyncio.to_thread(load_run, self.database, self.h_uuid)
+        self._iterations_done = None  # a commit point before the reading counted nothing yet
         self._unread, self._started = False, True
         self._writer.run_id, self._writer.run = loaded.run_id, self.h_uuid
         self.sequence = self._written_sequence = loaded.sequence

@@ -122,7 +122,8 @@ def normalise(key: str, value: Any) -> Any:
             f"record {key!r} is a {kind.__name__} that contains itself or is nested more than "
             f"{MAX_DEPTH} deep; expected plain data; flatten it"
         ) from None
-    _check_size(key, value)
+    if not isinstance(value, int | float):  # numbers, which numpy's scalars have become
+        _check_size(key, value)
     return value
 
 

@@ -444,7 +444,7 @@ async def test_failure_without_a_flush_is_an_error_at_the_next_commit(database):
     log = await broken(database)
     async with log.session():
         log.commit()
-        await until(lambda: log._journal.failure is not None)
+        await until(lambda: log._failure is not None)
         with pytest.raises(JournalError, match="the disk is on fire"):
             log.commit()
         mend_writing(database)
