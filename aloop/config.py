@@ -80,7 +80,7 @@ class Configuration:
             return self._in_code[key]
         text = self._text(setting.env_var)
         if text is not None:
-            return self._parse(key, setting, text)
+            return self._parse(key, setting, text, f"{setting.env_var} or {self.file}")
         if setting.default is NOT_SET:
             raise ConfigurationError(
                 f"setting {key!r} has no value and no default; set config.{key}, the environment "
@@ -92,8 +92,10 @@ class Configuration:
         if key.startswith("_"):
             object.__setattr__(self, key, value)
             return
-        self._known(key)
-        self._in_code[key] = value
+        setting = self._known(key)
+        self._in_code[key] = (
+            None if value is None else self._parse(key, setting, str(value), "code")
+        )
 
     def __delattr__(self, key: str) -> None:
         self._known(key)
@@ -165,12 +167,12 @@ class Configuration:
                 )
         return {key: str(value) for key, value in found.items() if value is not None}
 
-    def _parse(self, key: str, setting: Setting, text: str) -> Any:
+    def _parse(self, key: str, setting: Setting, text: str, where: str) -> Any:
         try:
             return setting.type_(text)
         except ValueError as error:
             raise ConfigurationError(
-                f"setting {key!r} is {text!r} in {setting.env_var} or {self.file}: {error}; "
+                f"setting {key!r} is {text!r} in {where}: {error}; "
                 "correct it"
                 + (
                     ""

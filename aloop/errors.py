@@ -7,6 +7,7 @@ message says what was given, what was expected and what to do about it.
 __all__ = [
     "AloopError",
     "AlreadyRunningError",
+    "ArgumentError",
     "BackendError",
     "ConfigurationError",
     "EmptyEpochError",
@@ -45,6 +46,10 @@ class AloopError(Exception):
 
 class AlreadyRunningError(AloopError, RuntimeError):
     """`run()` was called while this loop, or another loop on one of its parts, is running."""
+
+
+class ArgumentError(AloopError, ValueError, TypeError):
+    """An argument is not what the function or class takes."""
 
 
 class BackendError(AloopError, ValueError):
@@ -108,7 +113,7 @@ class ParameterError(AloopError, ValueError):
 
 
 class QuantityError(AloopError, LookupError):
-    """A quantity to monitor is not among those that the algorithm returned."""
+    """What the algorithm returned is no mapping, or lacks a quantity that is monitored."""
 
 
 class StreamError(AloopError, ValueError):
@@ -116,7 +121,7 @@ class StreamError(AloopError, ValueError):
 
 
 class TriggerError(AloopError, ValueError):
-    """A trigger of an extension has a value that makes no sense."""
+    """A trigger or condition of an extension makes no sense."""
 
 
 class UnknownRunError(AloopError, LookupError):

@@ -6,20 +6,26 @@ on follow it. The ways in which a run ends are in `aloop.supervision`.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
-from aloop.algorithms.base import as_algorithm
+from aloop.algorithms.base import as_algorithm, as_quantities
 from aloop.callbacks import CallbackName, Position, Stage
 from aloop.config import config
 from aloop.errors import (
     AlreadyRunningError,
+    ArgumentError,
     EmptyEpochError,
     NoModelError,
     NotRunningError,
     TrainingFinish,
 )
 from aloop.extensions.base import TrainingExtension
-from aloop.extensions.dispatch import Dispatcher, call_each, find_extension
+from aloop.extensions.dispatch import (
+    Dispatcher,
+    call_each,
+    checked_extensions,
+    find_extension,
+)
 from aloop.log.backends import create_log
 from aloop.log.base import TrainingLog
 from aloop.offload import Worker, current_worker
@@ -52,7 +58,6 @@ _FLAGS: Final = {
     "epoch_interrupt_received": False,
     "batch_interrupt_received": False,
 }
-_NO_QUANTITIES: Final[Mapping[str, Any]] = {}
 
 _logger = logging.getLogger("aloop")
 
@@ -97,14 +102,24 @@ class MainLoop:
         name: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
-        if not grace_s >= 0:
-            raise ValueError(f"grace_s is {grace_s!r}; expected seconds, 0 or more")
+        if not isinstance(cast("object", grace_s), int | float) or not grace_s >= 0:
+            raise ArgumentError(
+                f"grace_s is {grace_s!r}; expected seconds, 0 or more; leave it out"
+            )
+        if log is not None and not isinstance(cast("object", log), TrainingLog):
+            raise ArgumentError(
+                f"log is {log!r}; expected a TrainingLog; for a file use log=SQLiteLog({log!r})"
+            )
         self.algorithm = as_algorithm(algorithm)
         self.data_stream = as_stream(data_stream)
         self.epoch_iterator: Any = None
-        self.log = log if log is not None else create_log(log_backend or config.log_backend)
+        self.log = (
+            log
+            if log is not None
+            else create_log(config.log_backend if log_backend is None else log_backend)
+        )
         self.log.describe(name, hyperparameters)
-        self.quantities: Mapping[str, Any] = _NO_QUANTITIES
+        self.quantities: Mapping[str, Any] = {}
         """What the algorithm returned for the last batch."""
         self.profile = Profile()
         """Where the time went; filled in full when the setting `profile` is true."""
@@ -117,7 +132,7 @@ class MainLoop:
         self._is_profiled = False
         self._stop = StopRequest()
         self._turn = Turn()
-        self._dispatcher = Dispatcher(self, list(extensions or ()), self._timed)
+        self._dispatcher = Dispatcher(self, checked_extensions(extensions or ()), self._timed)
         self.status.declare(_FLAGS)
 
     @property
@@ -137,7 +152,7 @@ class MainLoop:
 
     @extensions.setter
     def extensions(self, extensions: Iterable[TrainingExtension]) -> None:
-        self._dispatcher.extensions = list(extensions)
+        self._dispatcher.extensions = checked_extensions(extensions)
 
     @property
     def status(self) -> Any:
@@ -182,7 +197,7 @@ class MainLoop:
         `NotRunningError` when no run is under way.
         """
         if at not in ("epoch", "batch"):
-            raise ValueError(f"at is {at!r}; expected 'epoch' or 'batch'")
+            raise ArgumentError(f"at is {at!r}; expected 'epoch' or 'batch'")
         if not self._is_running:
             raise NotRunningError(
                 "request_finish() was called while no run is under way; expected a run to "
@@ -233,7 +248,7 @@ class MainLoop:
                         _logger.info("profile of the run:\n%s", self.profile.report())
         except BaseException as error:  # noqa: BLE001 - returned; see above
             if failure is not None:
-                _logger.error("while the run was ending: %s", error)
+                _logger.error("while the run was ending: %r", error)
             failure = failure or error
         finally:
             await worker.close()
@@ -337,7 +352,10 @@ class MainLoop:
             if handlers := handlers_of(_BEFORE_BATCH):
                 await call_each(handlers, _BEFORE_BATCH, batch)
                 requested = log.get_record(status["iterations_done"], FINISH_REQUESTED)
-            self.quantities = await self._step(batch) or _NO_QUANTITIES
+            quantities = await self._step(batch)
+            if type(quantities) is not dict:
+                quantities = as_quantities(quantities, self.algorithm)
+            self.quantities = quantities
             self._stage = _BATCH_DONE
             iterations_done = status.advance()
             if handlers := handlers_of(_AFTER_BATCH):
@@ -350,6 +368,10 @@ class MainLoop:
                 self._finish_if_asked(requested, at_epoch_end=False)
             if turn.is_over():
                 await turn.give_way()
+                if self._stop.level:  # asked for meanwhile: before another batch is fetched
+                    self._stop.record(log)
+                    log.commit()
+                    self._finish_if_asked(at_epoch_end=False)
 
     def _stream_failed(self, error: Exception) -> None:
         error.add_note(

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
+from aloop.errors import ArgumentError
+
 __all__ = ["SIGNALS", "SignalMode", "check_mode", "subscribed"]
 
 SignalMode: TypeAlias = Literal["auto", "off"]
@@ -28,10 +30,10 @@ _logger = logging.getLogger("aloop")
 
 
 def check_mode(mode: object) -> SignalMode:
-    """Give back the mode, or raise ValueError naming those that exist."""
+    """Give back the mode, or raise `ArgumentError` naming those that exist."""
     if mode in get_args(SignalMode):
         return cast("SignalMode", mode)
-    raise ValueError(
+    raise ArgumentError(
         f"signals is {mode!r}; expected one of {', '.join(map(repr, get_args(SignalMode)))}; "
         "leave it out for 'auto'"
     )
@@ -74,7 +76,7 @@ class _Switchboard:
         if still_ours and not self._loop.is_closed():
             # Removal alone would leave Python's default, not what was there before.
             self._loop.remove_signal_handler(self._number)
-            signal.signal(self._number, self._earlier)
+            signal.signal(self._number, _still_wanted(self._earlier))
         return True
 
     def _ring(self) -> None:
@@ -130,6 +132,13 @@ def _reason_to_stay_out(loop: asyncio.AbstractEventLoop, number: signal.Signals)
     if _is_from_runner(handler):
         return None
     return f"the program has a handler of its own, {handler!r}"
+
+
+def _still_wanted(handler: Any) -> Any:
+    """Give the handler, or Python's own in place of that of an asyncio.run which is over."""
+    task = getattr(handler, "keywords", {}).get("main_task")
+    is_over = _is_from_runner(handler) and isinstance(task, asyncio.Task) and task.done()
+    return signal.default_int_handler if is_over else handler
 
 
 def _is_from_runner(handler: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from aloop.callbacks import CallbackName
-from aloop.errors import AloopError, NoEventLoopError
+from aloop.errors import AloopError, NoEventLoopError, TrainingFinish
 from aloop.log.base import TrainingLog
 from aloop.protocols import Log, Record
 
@@ -36,6 +36,8 @@ T = TypeVar("T")
 FINISH_REQUESTED: Final = "training_finish_requested"
 """The record by which an extension asks for the end of the training."""
 
+
+_CANCEL_AGAIN_S: Final = 1.0  # what a driver that was cancelled has for the flush
 
 _MAX_TRACEBACK: Final = 65_536  # characters; the last of them tell the most
 
@@ -59,8 +61,6 @@ class StopRequest:
         self.cause: str | None = None
         self.is_cancelled = False
         """Whether the run was cancelled, which its caller is to hear of."""
-        self.presses = 0
-        """How often SIGINT came."""
         self._sooner: asyncio.Future[None] | None = None
 
     def ask(self, level: StopLevel, cause: str) -> None:
@@ -72,10 +72,9 @@ class StopRequest:
                 self._sooner.set_result(None)
 
     def on_signal(self, number: signal.Signals) -> None:
-        """Ask for what the signal means: SIGINT the epoch's end, twice or SIGTERM the batch's."""
-        self.presses += number == signal.SIGINT
-        level = StopLevel.BATCH if number == signal.SIGTERM else StopLevel(min(self.presses, 3))
-        self.ask(level, number.name)
+        """Ask for what the signal means: SIGTERM the batch's end, SIGINT one step sooner."""
+        sooner = StopLevel(min(self.level + 1, StopLevel.ABANDON))
+        self.ask(sooner if number == signal.SIGINT else StopLevel.BATCH, number.name)
 
     def record(self, log: Log) -> None:
         """Record in status and current row what was asked, once for each kind of stop."""
@@ -90,7 +89,8 @@ class StopRequest:
 
     def raised_for(self, failure: BaseException) -> BaseException:
         """Give what the caller of a run that failed is to see."""
-        if isinstance(failure, asyncio.CancelledError) and self.presses >= StopLevel.ABANDON:
+        was_pressed = self.level is StopLevel.ABANDON and self.cause == signal.SIGINT.name
+        if isinstance(failure, asyncio.CancelledError) and was_pressed:
             # The user pressed until the step was given up, which is what Ctrl-C means elsewhere.
             return KeyboardInterrupt()
         return failure
@@ -172,7 +172,7 @@ async def drain(
     if failure is None:
         failure = await _end_in_order(stop, log, call)
     if failure is not None:
-        await _end_in_failure(failure, log, call)
+        await _end_in_failure(failure, stop, log, call)
     try:
         log.commit(durable=True)
     except AloopError as error:
@@ -189,21 +189,29 @@ async def _end_in_order(
         if not stop.is_cancelled:
             log.current_row["training_finished"] = True
             await call(CallbackName.AFTER_TRAINING)
+    except TrainingFinish:
+        return None  # which is what is happening
     except BaseException as error:  # noqa: BLE001 - returned, whatever it is
         return error
     return None
 
 
 async def _end_in_failure(
-    failure: BaseException, log: TrainingLog, call: Callable[..., Awaitable[None]]
+    failure: BaseException,
+    stop: StopRequest,
+    log: TrainingLog,
+    call: Callable[..., Awaitable[None]],
 ) -> None:
     row = log.current_row
-    if isinstance(failure, asyncio.CancelledError):
+    stop.record(log)
+    if isinstance(failure, asyncio.CancelledError) and stop.level:
         row["step_abandoned"] = True
-        return
-    text = "".join(traceback.format_exception(failure))[-_MAX_TRACEBACK:]
-    row.write_trusted("got_exception", text.encode(errors="backslashreplace").decode())
-    _logger.error("the training was ended by %s: %s", type(failure).__name__, failure)
+        if stop.level is StopLevel.ABANDON:
+            return  # nothing more has time
+    else:
+        text = "".join(traceback.format_exception(failure))[-_MAX_TRACEBACK:]
+        row.write_trusted("got_exception", text.encode(errors="backslashreplace").decode())
+        _logger.error("the training was ended by %s: %s", type(failure).__name__, failure)
     try:
         if isinstance(failure, Exception):
             await call(CallbackName.ON_ERROR, failure)
@@ -225,6 +233,7 @@ async def supervise(driver: Coroutine[Any, Any, T], stop: StopRequest, grace_s: 
     task = loop.create_task(driver, name="aloop driver")
     cancellation: asyncio.CancelledError | None = None
     deadline: float | None = None
+    cancelled_at: float | None = None
     told = StopLevel.NONE
     while not task.done():
         sooner = stop.sooner_than(told)
@@ -244,7 +253,7 @@ async def supervise(driver: Coroutine[Any, Any, T], stop: StopRequest, grace_s: 
         if stop.level > told:
             told = stop.level
             # Only who is at the terminal waits for a word, and can press again.
-            by_key = stop.cause == "SIGINT"
+            by_key = stop.cause == signal.SIGINT.name
             message = _MESSAGES[told] + (_HINTS.get(told, "") if by_key else "")
             _logger.log(logging.WARNING if by_key else logging.INFO, message, stop.cause)
         if stop.level >= StopLevel.BATCH and deadline is None:
@@ -252,9 +261,11 @@ async def supervise(driver: Coroutine[Any, Any, T], stop: StopRequest, grace_s: 
         if deadline is not None and loop.time() >= deadline and not task.done():
             stop.ask(StopLevel.ABANDON, f"{stop.cause}, and {grace_s:g} s of grace")
         if stop.level is StopLevel.ABANDON and not task.done():
-            # Again and again, for a step or an extension may swallow a cancellation.
-            task.cancel()
-            deadline = loop.time() + 1.0
+            if cancelled_at is None or loop.time() >= cancelled_at + _CANCEL_AGAIN_S:
+                # Again and again, for a step or an extension may swallow a cancellation.
+                task.cancel()
+                cancelled_at = loop.time()
+            deadline = cancelled_at + _CANCEL_AGAIN_S
     if cancellation is not None:
         failure = None if task.cancelled() else task.exception() or task.result()
         if isinstance(failure, BaseException):

@@ -92,10 +92,16 @@ def test_none_set_in_code_is_a_value(settings, monkeypatch):
     assert settings.log_backend is None
 
 
-def test_a_value_set_in_code_is_not_turned_into_anything(settings):
-    value = object()
-    settings.default_seed = value
-    assert settings.default_seed is value
+def test_a_value_set_in_code_is_read_like_any_other(settings):
+    settings.default_seed = "7"
+    assert settings.default_seed == 7
+
+
+@pytest.mark.parametrize("value", ["many", object()])
+def test_a_value_set_in_code_that_cannot_be_read_is_refused_at_once(settings, value):
+    with pytest.raises(ConfigurationError, match=r"setting 'default_seed' is .* in code"):
+        settings.default_seed = value
+    assert settings.default_seed == 1
 
 
 def test_deleting_a_value_set_in_code_brings_back_what_it_hid(settings, monkeypatch):

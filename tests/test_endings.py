@@ -4,13 +4,22 @@ import asyncio
 import gc
 import logging
 import threading
+from types import MappingProxyType
 
 import anyio
+import numpy as np
 import pytest
 from recorder import Recorder
 
-from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, run_in_worker
-from aloop.errors import EmptyEpochError, NotRunningError, StreamError
+from aloop import (
+    FinishAfter,
+    MainLoop,
+    SQLiteLog,
+    TrainingExtension,
+    TrainingFinish,
+    run_in_worker,
+)
+from aloop.errors import EmptyEpochError, NotRunningError, QuantityError, StreamError
 from aloop.supervision import finish_reason
 
 
@@ -435,3 +444,44 @@ async def test_an_extension_can_use_the_worker_of_the_run() -> None:
 async def test_the_library_configures_no_logging_handlers() -> None:
     await MainLoop(no_op, [1], extensions=[FinishAfter(after_n_epochs=1)]).run()
     assert logging.getLogger("aloop").handlers == []
+
+
+class Interrupted(TrainingExtension):
+    """Says that the run was stopped from outside, by a cancellation nobody asked for."""
+
+    async def after_batch(self, batch: object) -> None:
+        raise asyncio.CancelledError
+
+
+async def test_a_cancellation_that_leaks_out_of_an_extension_is_on_record(recorder) -> None:
+    loop = MainLoop(no_op, [1], extensions=[Interrupted(), recorder])
+    with pytest.raises(asyncio.CancelledError):
+        await loop.run()
+    assert "CancelledError" in loop.log.current_row["got_exception"]
+    assert recorder.callbacks[-1] == "on_interrupt"
+
+
+async def test_raising_training_finish_at_the_end_is_no_failure() -> None:
+    extensions = [FinishAfter(after_n_epochs=1), Fail(after_training=TrainingFinish())]
+    loop = MainLoop(no_op, [1], extensions=extensions)
+    await loop.run()
+    assert "got_exception" not in loop.log.current_row
+
+
+@pytest.mark.parametrize("result", [3, 0.5, "cost", [1.0], np.ones(3)])
+async def test_a_step_that_returns_no_quantities_is_named(result) -> None:
+    async def step(batch: object) -> object:
+        return result
+
+    with pytest.raises(QuantityError, match=r"returned .* for a batch; expected a dictionary"):
+        await MainLoop(step, [1]).run()
+
+
+@pytest.mark.parametrize("result", [None, {}, MappingProxyType({"cost": 1})])
+async def test_a_step_may_return_any_mapping_or_nothing(result) -> None:
+    async def step(batch: object) -> object:
+        return result
+
+    loop = MainLoop(step, [1], extensions=[FinishAfter(after_n_epochs=1)])
+    await loop.run()
+    assert dict(loop.quantities) == dict(result or {})

@@ -17,6 +17,7 @@ FLOORS = {
     "aloop.protocols": 1,
     "aloop.algorithms": 2,
     "aloop.log.base": 2,
+    "aloop.log.records": 2,
     "aloop.log.values": 2,
     "aloop.offload": 2,
     "aloop.profile": 2,

@@ -514,3 +514,36 @@ def test_an_unknown_signals_mode_is_refused() -> None:
 
 def test_everything_a_script_needs_comes_from_the_top() -> None:
     assert [name for name in aloop.__all__ if not hasattr(aloop, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log": "run.sqlite"}, "expected a TrainingLog; for a file use log=SQLiteLog"),
+        ({"extensions": [FinishAfter]}, "expected instances of TrainingExtension; call the class"),
+        ({"extensions": [print]}, "expected instances of TrainingExtension; derive from it"),
+        ({"extensions": FinishAfter()}, "expected a list; write"),
+        ({"grace_s": "x"}, "grace_s is 'x'; expected seconds"),
+        ({"hyperparameters": [1]}, "expected a dictionary of names and values"),
+        ({"name": ["a"]}, "expected text"),
+        ({"log_backend": ""}, "log_backend is ''; expected one of"),
+    ],
+)
+def test_an_argument_that_is_something_else_is_refused(options, message) -> None:
+    with pytest.raises(aloop.AloopError, match=message):
+        MainLoop(no_op, [1], **options)
+
+
+async def test_an_extension_without_the_base_constructor_works() -> None:
+    class Bare(TrainingExtension):
+        def __init__(self) -> None:
+            self.seen: list[object] = []
+
+        async def after_batch(self, batch: object) -> None:
+            self.seen.append(batch)
+
+    bare = Bare()
+    loop = MainLoop(no_op, [1], extensions=[bare, FinishAfter(after_n_epochs=1)])
+    await loop.run()
+    assert bare.seen == [1]
+    assert loop.find_extension("Bare") is bare

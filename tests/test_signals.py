@@ -8,11 +8,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+from time import perf_counter
 
 import pytest
 from recorder import Recorder
 
-from aloop import FinishAfter, MainLoop, TrainingExtension
+from aloop import FinishAfter, MainLoop, TrainingExtension, as_algorithm
 
 
 class Press(TrainingExtension):
@@ -276,3 +277,84 @@ def test_a_program_that_is_terminated_finishes_the_batch(tmp_path) -> None:
     assert int(head.split()[1]) >= 100
     assert "'batch_interrupt_received'" in records
     assert rest == ["threads 1", "handler True"]
+
+
+class PressInStep:
+    """A step that blocks the event loop's thread, and is interrupted in its second batch."""
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self.numbers = numbers
+        self.batches = 0
+
+    def __call__(self, batch: object) -> None:
+        self.batches += 1
+        if self.batches == 2:
+            for number in self.numbers:
+                signal.raise_signal(number)
+        begin = perf_counter()
+        while perf_counter() < begin + 0.01:
+            pass
+
+
+async def test_a_step_that_blocks_the_event_loop_is_stopped_after_its_batch() -> None:
+    step = PressInStep(signal.SIGTERM)
+    await MainLoop(as_algorithm(step, where="inline"), range(10)).run()
+    assert step.batches == 2
+
+
+async def test_ctrl_c_after_sigterm_gives_up_the_step(caplog) -> None:
+    in_step = asyncio.Event()
+
+    async def step(batch: object) -> None:
+        in_step.set()
+        await asyncio.Event().wait()
+
+    run = asyncio.create_task(MainLoop(step, [1]).run())
+    await in_step.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    with pytest.raises(KeyboardInterrupt):
+        await run
+
+
+async def test_ctrl_c_after_a_request_to_finish_is_one_step_sooner() -> None:
+    class Ask(TrainingExtension):
+        async def after_batch(self, batch: object) -> None:
+            if batch == 2:
+                self.main_loop.request_finish()  # type: ignore[attr-defined]
+
+    loop = ten_batches({5: [signal.SIGINT]}, Ask())
+    await loop.run()
+    assert loop.status["iterations_done"] == 5
+
+
+def test_after_a_program_that_ends_under_a_run_pythons_own_handler_is_back() -> None:
+    async def main() -> None:
+        asyncio.create_task(MainLoop(no_op, lambda: iter(range(10**9))).run())  # noqa: RUF006
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    before = signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler
+    asyncio.run(main())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_interpreter_exits_though_an_event_loop_was_given_up_with_an_open_log(tmp_path) -> None:
+    script = (
+        "import asyncio, aloop\n"
+        "log = aloop.SQLiteLog('log.sqlite')\n"
+        "loop = asyncio.new_event_loop()\n"
+        "loop.run_until_complete(log.open())\n"
+        "loop.close()\n"
+        "print('end')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "end\n")

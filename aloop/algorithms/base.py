@@ -5,10 +5,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, cast, get_args
 
+from aloop.errors import ArgumentError, QuantityError
 from aloop.offload import run_in_worker
 from aloop.protocols import Algorithm, Batch
 
-__all__ = ["FunctionAlgorithm", "TrainingAlgorithm", "Where", "as_algorithm", "check_where"]
+__all__ = [
+    "FunctionAlgorithm",
+    "TrainingAlgorithm",
+    "Where",
+    "as_algorithm",
+    "as_quantities",
+    "check_where",
+]
 
 Where: TypeAlias = Literal["thread", "inline"]
 """Where a synchronous step runs: on the run's worker thread, or on the event loop's."""
@@ -67,24 +75,39 @@ class FunctionAlgorithm(TrainingAlgorithm):
 def as_algorithm(source: Any, where: Where = "thread") -> Algorithm:
     """Make a training algorithm out of a function of a batch; see `FunctionAlgorithm`.
 
-    Anything that has a `process_batch` is given back as it is. Raises TypeError for what is
+    Anything that has a `process_batch` is given back as it is. Raises `ArgumentError` for what is
     neither.
     """
     if hasattr(source, "process_batch") and not isinstance(source, type):
         return cast("Algorithm", source)
     if callable(source) and not isinstance(source, type):
         return FunctionAlgorithm(source, where)
-    raise TypeError(
+    raise ArgumentError(
         f"the algorithm is {source!r:.80}; expected a TrainingAlgorithm or a function of a "
         "batch; a class has to be instantiated first"
     )
 
 
+def as_quantities(result: object, algorithm: object) -> Quantities:
+    """Give what an algorithm returned for a batch as a mapping, an empty one for None.
+
+    Raises `QuantityError` for what is neither.
+    """
+    if result is None:
+        return {}
+    if not isinstance(result, Mapping):
+        raise QuantityError(
+            f"the algorithm {algorithm!r} returned {result!r:.80} for a batch; expected a "
+            "dictionary of quantities by name, or None; return {'cost': …}"
+        )
+    return cast("Quantities", result)
+
+
 def check_where(where: object) -> Where:
-    """Give back where a step runs, or raise ValueError naming the places there are."""
+    """Give back where a step runs, or raise `ArgumentError` naming the places there are."""
     if where in get_args(Where):
         return cast("Where", where)
-    raise ValueError(
+    raise ArgumentError(
         f"where is {where!r}; expected one of {', '.join(map(repr, get_args(Where)))}; leave it "
         "out for the worker thread"
     )

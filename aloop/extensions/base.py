@@ -33,21 +33,27 @@ class TrainingExtension:
         name: by which `MainLoop.find_extension` finds it; the class's name unless given.
     """
 
+    name: str
+    _main_loop: Loop | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Also for a subclass whose constructor does not call this one's.
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
     def __init__(self, name: str | None = None) -> None:
         self.name = type(self).__name__ if name is None else name
-        self._main_loop: Loop | None = None
 
     @property
     def main_loop(self) -> Loop:
         """The loop that this extension belongs to; `NotAttachedError` before it has one."""
-        # Not from self, so that a subclass which forgets super().__init__() gets this error too.
-        main_loop: Loop | None = self.__dict__.get("_main_loop")
-        if main_loop is None:
+        if self._main_loop is None:
             raise NotAttachedError(
                 f"extension {type(self).__name__} has no main loop yet; expected to be in the "
                 "extensions of a MainLoop; give it to one before using main_loop"
             )
-        return main_loop
+        return self._main_loop
 
     @main_loop.setter
     def main_loop(self, main_loop: Loop) -> None:
@@ -169,12 +175,19 @@ class SimpleExtension(TrainingExtension):
             arguments: what `do` gets after the arguments that come from the loop.
         """
         if not isinstance(cast("object", callbacks_names), (list, tuple)):
-            raise ValueError(
+            raise TriggerError(
                 f"callbacks_names is {callbacks_names!r}; expected a list or tuple of callback "
                 f"names; write [{callbacks_names!r}]"
             )
         if isinstance(arguments, str):
-            raise ValueError(f"arguments is {arguments!r}; expected a list; write [{arguments!r}]")
+            raise TriggerError(
+                f"arguments is {arguments!r}; expected a list; write [{arguments!r}]"
+            )
+        if predicate is not None and not callable(cast("object", predicate)):
+            raise TriggerError(
+                f"predicate is {predicate!r}; expected a function of the log; leave it out for a "
+                "condition that always holds"
+            )
         if iscoroutinefunction(predicate):
             raise TriggerError(
                 f"predicate {predicate!r} is a coroutine function; expected a plain function of "
@@ -327,12 +340,14 @@ def in_order(handlers: Sequence[Handler]) -> Handler | None:
 
 
 def as_callback(name: str) -> CallbackName:
-    """Give the callback of this name, or raise ValueError naming those that exist."""
+    """Give the callback of this name, or raise `TriggerError` naming those that exist."""
     try:
         return CallbackName(name)
     except ValueError:
-        raise ValueError(
+        similar = get_close_matches(str(name), list(CallbackName), n=1)
+        raise TriggerError(
             f"callback name is {name!r}; expected one of {', '.join(CallbackName)}"
+            + (f"; did you mean {similar[0]}?" if similar else "; correct it")
         ) from None
 
 

@@ -1,15 +1,15 @@
 """Which extension answers to which callback: a table, compiled once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import isawaitable, iscoroutinefunction
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from aloop.callbacks import CallbackName
-from aloop.errors import ExtensionLookupError
+from aloop.errors import ArgumentError, ExtensionLookupError
 from aloop.extensions.base import Handler, TrainingExtension
 from aloop.protocols import Loop
 
-__all__ = ["Dispatcher", "call_each", "find_extension"]
+__all__ = ["Dispatcher", "call_each", "checked_extensions", "find_extension"]
 
 Handlers: TypeAlias = Sequence[tuple[str, Callable[..., Any], bool]]
 """The names of extensions, what is to be called of each, and whether that is a coroutine function,
@@ -80,6 +80,21 @@ async def call_each(handlers: Handlers, callback: CallbackName, *args: Any) -> N
         raise
 
 
+def checked_extensions(extensions: Iterable[TrainingExtension]) -> list[TrainingExtension]:
+    """Give the extensions as a list, or raise `ArgumentError` for what is none."""
+    given = cast("object", extensions)
+    if not isinstance(given, Iterable):
+        raise ArgumentError(f"extensions is {given!r}; expected a list; write [{given!r}]")
+    checked = list(extensions)
+    for extension in cast("list[object]", checked):
+        if not isinstance(extension, TrainingExtension):
+            raise ArgumentError(
+                f"extensions has {extension!r}; expected instances of TrainingExtension"
+                + ("; call the class" if isinstance(extension, type) else "; derive from it")
+            )
+    return checked
+
+
 def find_extension(extensions: list[TrainingExtension], name: str) -> TrainingExtension:
     """Find the extension of this name; `ExtensionLookupError` if none or several have it."""
     found = [extension for extension in extensions if extension.name == name]
@@ -87,6 +102,6 @@ def find_extension(extensions: list[TrainingExtension], name: str) -> TrainingEx
         raise ExtensionLookupError(
             f"{'several' if found else 'no'} extensions are named {name!r}; expected exactly "
             f"one; there are {', '.join(repr(e.name) for e in extensions) or 'none'}"
-            + ("; give them names of their own with name=" if found else "")
+            + ("; give them names of their own with name=" if found else "; correct the name")
         )
     return found[0]

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from aloop.errors import QuantityError
+from aloop.errors import ArgumentError, QuantityError
 from aloop.extensions.base import SimpleExtension
 from aloop.protocols import Batch
 
@@ -39,7 +39,7 @@ class TrainingDataMonitoring(SimpleExtension):
         **triggers: bool | int | None,
     ) -> None:
         if isinstance(variables, str):
-            raise ValueError(
+            raise ArgumentError(
                 f"variables is {variables!r}; expected a list of names; write [{variables!r}]"
             )
         self.variables = list(variables)

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from aloop.errors import ArgumentError
 from aloop.extensions.base import SimpleExtension
 
 __all__ = ["Timestamp"]
@@ -30,7 +31,7 @@ class Timestamp(SimpleExtension):
         **triggers: bool | int | None,
     ) -> None:
         if len(separator) != 1:
-            raise ValueError(f"separator is {separator!r}; expected one character; leave it out")
+            raise ArgumentError(f"separator is {separator!r}; expected one character; leave it out")
         self.log_record = log_record
         self.separator = separator
         on = dict.fromkeys(

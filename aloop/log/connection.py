@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from typing import Any, Final
 
 from aloop.errors import LogFileError
-from aloop.log.base import RUN_START, STATUS, Change, RunStart
+from aloop.log.records import RUN_START, STATUS, Change, RunStart
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 from aloop.log.values import encode, encode_json
 

@@ -141,15 +141,7 @@ class Journal:
     async def _run(self) -> None:
         """Own the connection: open it, write until told to close, close it."""
         try:
-            connection = aiosqlite.connect(
-                self._database,
-                timeout=BUSY_TIMEOUT_S,
-                isolation_level=None,
-                factory=self._connect,
-            )
-            # The interpreter waits at its exit for threads that are not daemons, as the
-            # connection's is not: it ends with this task.
-            async with connection as database:
+            async with self._prepare() as database:
                 self._opened.set_result(None)
                 while not self._closing or self._dirty or self._waiters:
                     await self._wait()
@@ -178,6 +170,29 @@ class Journal:
                             "written; they are in memory: await log.flush()"
                         )
                     )
+
+    def _prepare(self) -> aiosqlite.Connection:
+        """Make the connection's thread, as a daemon: at its exit the interpreter waits for others.
+
+        It ends with the task, but an event loop may be given up without ending its tasks. Threads
+        are daemons when they are made in one.
+        """
+        made: list[aiosqlite.Connection] = []
+
+        def make() -> None:
+            made.append(
+                aiosqlite.connect(
+                    self._database,
+                    timeout=BUSY_TIMEOUT_S,
+                    isolation_level=None,
+                    factory=self._connect,
+                )
+            )
+
+        maker = threading.Thread(target=make, daemon=True)
+        maker.start()
+        maker.join()
+        return made[0]
 
     def _connect(self, *args: Any, **kwargs: Any) -> LogConnection:
         """Make the connection, on its thread, and keep it for handing over groups."""

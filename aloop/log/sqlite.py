@@ -10,10 +10,11 @@ from typing import Self
 
 from aloop.config import config
 from aloop.errors import JournalError, UnknownRunError
-from aloop.log.base import RUN_START, STATUS, Change, TrainingLog
+from aloop.log.base import TrainingLog
 from aloop.log.connection import Group, Writer
 from aloop.log.journal import MEMORY, Journal
 from aloop.log.reading import load_run
+from aloop.log.records import RUN_START, STATUS, Change
 from aloop.log.values import DELETED
 
 __all__ = ["SQLiteLog"]

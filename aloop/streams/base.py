@@ -9,6 +9,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from inspect import iscoroutine
 from typing import Any, cast
 
 from aloop.errors import StreamError
@@ -53,6 +54,9 @@ class IterableStream(DataStream):
         self._iterable = iterable
         self._used_up = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._iterable!r:.60})"
+
     def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any]:
         """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
         iterator = iter(self._iterable)
@@ -73,6 +77,9 @@ class AsyncIterableStream(DataStream):
         self._iterable = iterable
         self._used_up = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._iterable!r:.60})"
+
     def get_epoch_iterator(self, *, as_dict: bool = True) -> AsyncIterator[Any]:
         """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
         iterator = aiter(self._iterable)
@@ -88,6 +95,9 @@ class CallableStream(DataStream):
     def __init__(self, function: Callable[[], object]) -> None:
         self._function = function
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._function!r:.60})"
+
     def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any] | AsyncIterator[Any]:
         """Call the function and begin with what it returned, a sync or an async iterable."""
         made = self._function()
@@ -95,6 +105,8 @@ class CallableStream(DataStream):
             return aiter(cast("AsyncIterable[Any]", made))
         if _is_epoch(made):
             return iter(cast("Iterable[Any]", made))
+        if iscoroutine(made):
+            made.close()  # or Python warns that it was never awaited, on top of this error
         raise StreamError(
             f"the data stream's function {self._function!r} returned {made!r:.80} of type "
             f"{type(made).__name__}; expected an iterable or async iterable of batches; return "

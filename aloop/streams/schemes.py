@@ -121,5 +121,7 @@ def _whole_number(name: str, value: Any, *, least: int) -> int:
     given: object = value
     is_number = isinstance(given, SupportsIndex) and not isinstance(given, (bool, np.ndarray))
     if not is_number or index(value) < least:
-        raise StreamError(f"{name} is {value!r}; expected a whole number, {least} or more")
+        raise StreamError(
+            f"{name} is {value!r}; expected a whole number, {least} or more; correct it"
+        )
     return index(value)

@@ -236,12 +236,6 @@ def test_a_bad_seed_is_refused_by_its_value(seed):
     assert f"seed is {seed!r}; expected a whole number" in str(caught.value)
 
 
-def test_a_bad_seed_out_of_the_settings_is_refused_too(default_seed):
-    default_seed("many")
-    with pytest.raises(StreamError, match="seed is 'many'"):
-        ShuffledScheme(10, 2)
-
-
 @pytest.mark.parametrize("argument", ["batch_size", "seed"])
 def test_several_numbers_in_place_of_one_are_refused_by_their_value(argument):
     arguments = {"batch_size": 2, argument: np.array([1, 2])}
