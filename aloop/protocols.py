@@ -4,17 +4,14 @@ Extensions see the main loop, and the loop sees streams, algorithms and models, 
 protocols alone; nobody has to inherit from anything.
 """
 
-from collections.abc import Awaitable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from aloop.callbacks import Position
 
 __all__ = [
     "Algorithm",
-    "AsyncEpochIterator",
     "Batch",
-    "EpochIterator",
-    "IterationScheme",
     "Log",
     "Loop",
     "Stateful",
@@ -41,28 +38,6 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Put back a state that `state_dict` gave."""
         ...
-
-
-class EpochIterator(Protocol):
-    """The batches of one epoch, read without waiting."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def __next__(self) -> Batch: ...
-
-
-class AsyncEpochIterator(Protocol):
-    """The batches of one epoch, awaited."""
-
-    def __aiter__(self) -> "AsyncEpochIterator": ...
-
-    def __anext__(self) -> Awaitable[Batch]: ...
-
-
-class IterationScheme(Protocol):
-    """Says how many requests, hence batches or examples, an epoch has."""
-
-    def __len__(self) -> int: ...
 
 
 @runtime_checkable

@@ -1,5 +1,6 @@
 """What many tests use."""
 
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -7,6 +8,10 @@ import pytest
 from recorder import Recorder
 
 from aloop import config
+
+# A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
