@@ -36,7 +36,6 @@ T = TypeVar("T")
 FINISH_REQUESTED: Final = "training_finish_requested"
 """The record by which an extension asks for the end of the training."""
 
-
 _CANCEL_AGAIN_S: Final = 1.0  # what a driver that was cancelled has for the flush
 
 _MAX_TRACEBACK: Final = 65_536  # characters; the last of them tell the most
@@ -169,6 +168,7 @@ async def drain(
 
     Gives what the run as a whole failed with; failures are returned, not raised.
     """
+    stop.record(log)  # what was asked since the last boundary
     if failure is None:
         failure = await _end_in_order(stop, log, call)
     if failure is not None:
@@ -203,7 +203,6 @@ async def _end_in_failure(
     call: Callable[..., Awaitable[None]],
 ) -> None:
     row = log.current_row
-    stop.record(log)
     if isinstance(failure, asyncio.CancelledError) and stop.level:
         row["step_abandoned"] = True
         if stop.level is StopLevel.ABANDON:

@@ -105,7 +105,8 @@ class SQLiteLog(TrainingLog):
         """
         async with self._lock():
             journal = self._live_journal()
-            if self._holders <= self._in_session:
+            held_by_run = 1 if self._in_session else 0
+            if self._holders <= held_by_run:
                 return
             if journal is None:  # its task was cancelled, with all others perhaps
                 journal = self._journal = await Journal.acquire(self.database)
