@@ -20,12 +20,7 @@ from aloop.errors import (
     TrainingFinish,
 )
 from aloop.extensions.base import TrainingExtension
-from aloop.extensions.dispatch import (
-    Dispatcher,
-    call_each,
-    checked_extensions,
-    find_extension,
-)
+from aloop.extensions.dispatch import Dispatcher, call_each, find_extension
 from aloop.log.backends import create_log
 from aloop.log.base import TrainingLog
 from aloop.offload import Worker, current_worker
@@ -52,6 +47,7 @@ _BEFORE_BATCH: Final = CallbackName.BEFORE_BATCH
 _AFTER_BATCH: Final = CallbackName.AFTER_BATCH
 _BATCH_STARTED: Final = Stage.BATCH_STARTED
 _BATCH_DONE: Final = Stage.BATCH_DONE
+_NO_QUANTITIES: Final[Mapping[str, Any]] = {}
 _FLAGS: Final = {
     "training_started": False,
     "epoch_started": False,
@@ -119,7 +115,7 @@ class MainLoop:
             else create_log(config.log_backend if log_backend is None else log_backend)
         )
         self.log.describe(name, hyperparameters)
-        self.quantities: Mapping[str, Any] = {}
+        self.quantities: Mapping[str, Any] = _NO_QUANTITIES
         """What the algorithm returned for the last batch."""
         self.profile = Profile()
         """Where the time went; filled in full when the setting `profile` is true."""
@@ -132,7 +128,7 @@ class MainLoop:
         self._is_profiled = False
         self._stop = StopRequest()
         self._turn = Turn()
-        self._dispatcher = Dispatcher(self, checked_extensions(extensions or ()), self._timed)
+        self._dispatcher = Dispatcher(self, () if extensions is None else extensions, self._timed)
         self.status.declare(_FLAGS)
 
     @property
@@ -152,7 +148,7 @@ class MainLoop:
 
     @extensions.setter
     def extensions(self, extensions: Iterable[TrainingExtension]) -> None:
-        self._dispatcher.extensions = checked_extensions(extensions)
+        self._dispatcher.replace(extensions)
 
     @property
     def status(self) -> Any:
@@ -185,8 +181,8 @@ class MainLoop:
     def callbacks_changed(self) -> None:
         """Look anew at which extensions answer to which callbacks.
 
-        Extensions call this when their conditions change; a change of the list of extensions is
-        noticed without it.
+        Extensions call this when their conditions change; a change of `extensions` is noticed
+        without it.
         """
         self._dispatcher.compile()
 
@@ -332,8 +328,8 @@ class MainLoop:
 
     async def _run_batches(self) -> None:
         """Train on what is left of the epoch, batch after batch."""
-        log, status, turn = self.log, self.log.status, self._turn
-        handlers_of = self._dispatcher.handlers
+        log, status = self.log, self.log.status
+        dispatcher, turn = self._dispatcher, self._turn
         fetch, waits = fetcher(self.epoch_iterator)
         fetch, waits = self._timed("read_data", fetch), waits or self._is_profiled
         while True:
@@ -349,17 +345,17 @@ class MainLoop:
             self._batch += 1
             self._stage = _BATCH_STARTED
             requested = False
-            if handlers := handlers_of(_BEFORE_BATCH):
-                await call_each(handlers, _BEFORE_BATCH, batch)
+            if dispatcher.before_batch:
+                await call_each(dispatcher.before_batch, _BEFORE_BATCH, batch)
                 requested = log.get_record(status["iterations_done"], FINISH_REQUESTED)
             quantities = await self._step(batch)
-            if type(quantities) is not dict:
+            if quantities is not None and type(quantities) is not dict:
                 quantities = as_quantities(quantities, self.algorithm)
-            self.quantities = quantities
+            self.quantities = quantities or _NO_QUANTITIES
             self._stage = _BATCH_DONE
             iterations_done = status.advance()
-            if handlers := handlers_of(_AFTER_BATCH):
-                await call_each(handlers, _AFTER_BATCH, batch)
+            if dispatcher.after_batch:
+                await call_each(dispatcher.after_batch, _AFTER_BATCH, batch)
             if self._stop.level:
                 self._stop.record(log)
             log.commit()

@@ -89,12 +89,7 @@ def as_algorithm(source: Any, where: Where = "thread") -> Algorithm:
 
 
 def as_quantities(result: object, algorithm: object) -> Quantities:
-    """Give what an algorithm returned for a batch as a mapping, an empty one for None.
-
-    Raises `QuantityError` for what is neither.
-    """
-    if result is None:
-        return {}
+    """Give what an algorithm returned for a batch, or raise `QuantityError` if it is no mapping."""
     if not isinstance(result, Mapping):
         raise QuantityError(
             f"the algorithm {algorithm!r} returned {result!r:.80} for a batch; expected a "

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from inspect import isawaitable, iscoroutinefunction
-from typing import Any, TypeAlias, cast
+from typing import Any, Self, SupportsIndex, TypeAlias, cast
 
 from aloop.callbacks import CallbackName
 from aloop.errors import ArgumentError, ExtensionLookupError
 from aloop.extensions.base import Handler, TrainingExtension
 from aloop.protocols import Loop
 
-__all__ = ["Dispatcher", "call_each", "checked_extensions", "find_extension"]
+__all__ = ["Dispatcher", "call_each", "find_extension"]
 
 Handlers: TypeAlias = Sequence[tuple[str, Callable[..., Any], bool]]
 """The names of extensions, what is to be called of each, and whether that is a coroutine function,
@@ -19,49 +19,112 @@ Timed: TypeAlias = Callable[[str, Handler], Handler]
 """Wraps a function so that its time is added up under a name, or gives it back as it is."""
 
 
+class _ExtensionList(list[TrainingExtension]):
+    """The extensions of a loop: a list that holds nothing else, and tells when it changes."""
+
+    def __init__(
+        self, extensions: Iterable[TrainingExtension], changed: Callable[[], None]
+    ) -> None:
+        super().__init__(checked_extensions(extensions))
+        self._changed = changed
+
+    def append(self, extension: TrainingExtension, /) -> None:
+        self[len(self) :] = [extension]
+
+    def extend(self, extensions: Iterable[TrainingExtension], /) -> None:
+        self[len(self) :] = extensions
+
+    def insert(self, index: SupportsIndex, extension: TrainingExtension, /) -> None:
+        self[index:index] = [extension]
+
+    def __iadd__(self, extensions: Iterable[TrainingExtension], /) -> Self:
+        self.extend(extensions)
+        return self
+
+    def __imul__(self, times: SupportsIndex, /) -> Self:
+        self[:] = list(self) * times
+        return self
+
+    def __setitem__(self, index: SupportsIndex | slice, value: Any, /) -> None:
+        if isinstance(index, slice):
+            super().__setitem__(index, checked_extensions(value))
+        else:
+            super().__setitem__(index, checked_extensions([value])[0])
+        self._changed()
+
+    def __delitem__(self, index: SupportsIndex | slice, /) -> None:
+        super().__delitem__(index)
+        self._changed()
+
+    def pop(self, index: SupportsIndex = -1, /) -> TrainingExtension:
+        extension = self[index]
+        del self[index]
+        return extension
+
+    def remove(self, extension: TrainingExtension, /) -> None:
+        del self[self.index(extension)]
+
+    def clear(self) -> None:
+        del self[:]
+
+    def reverse(self) -> None:
+        self[:] = self[::-1]
+
+    def sort(self, **options: Any) -> None:
+        self[:] = sorted(self, **options)
+
+    def __reduce__(self) -> tuple[type[list[Any]], tuple[list[TrainingExtension]]]:
+        return list, (list(self),)  # a copy belongs to no loop
+
+
 class Dispatcher:
     """Calls the extensions of a loop; an extension costs nothing where it has nothing to do.
 
     Parameters:
         loop: what the extensions get as their main loop.
-        extensions: the extensions, in the order in which they are called. The list is looked at
-            at every callback, so that a change of it takes effect.
+        extensions: the extensions, in the order in which they are called.
         timed: wraps what is called.
     """
 
-    def __init__(self, loop: Loop, extensions: list[TrainingExtension], timed: Timed) -> None:
+    before_batch: Handlers
+    """What answers to `before_batch` now, at hand for a loop that has no time to look it up."""
+
+    after_batch: Handlers
+    """What answers to `after_batch` now."""
+
+    def __init__(self, loop: Loop, extensions: Iterable[TrainingExtension], timed: Timed) -> None:
         self._loop = loop
-        self.extensions = extensions
         self._timed = timed
+        self.extensions = _ExtensionList(extensions, self.compile)
         self.compile()
+
+    def replace(self, extensions: Iterable[TrainingExtension]) -> None:
+        """Take other extensions in place of all there are."""
+        self.extensions[:] = list(extensions)
 
     def compile(self) -> None:
         """Ask each extension what it does at which callback."""
-        self._compiled_from = list(self.extensions)
         for extension in self.extensions:
             extension.main_loop = self._loop
-        self._table: dict[CallbackName, list[tuple[str, Callable[..., Any], bool]]] = {}
-        for callback in CallbackName:
-            for extension in self.extensions:
-                handler = extension.handler(callback)
-                if handler is not None:
-                    handler = self._timed(type(extension).__name__, handler)
-                    handler = self._timed(callback, handler)
-                    entry = extension.name, handler, iscoroutinefunction(handler)
-                    self._table.setdefault(callback, []).append(entry)
+        self._table = {callback: self._compiled(callback) for callback in CallbackName}
+        self.before_batch = self._table[CallbackName.BEFORE_BATCH]
+        self.after_batch = self._table[CallbackName.AFTER_BATCH]
 
-    def handlers(self, callback: CallbackName) -> Handlers:
-        """Give what answers to the callback, as of now."""
-        if self.extensions != self._compiled_from:
-            self.compile()
-        return self._table.get(callback, ())
+    def _compiled(self, callback: CallbackName) -> Handlers:
+        handlers: list[tuple[str, Callable[..., Any], bool]] = []
+        for extension in self.extensions:
+            handler = extension.handler(callback)
+            if handler is not None:
+                timed = self._timed(callback, self._timed(type(extension).__name__, handler))
+                handlers.append((extension.name, timed, iscoroutinefunction(timed)))
+        return handlers
 
     async def call(self, callback: CallbackName, *args: Any) -> None:
         """Call what answers to the callback, one after another.
 
         An exception that comes out gets a note which names the extension.
         """
-        await call_each(self.handlers(callback), callback, *args)
+        await call_each(self._table[callback], callback, *args)
 
 
 async def call_each(handlers: Handlers, callback: CallbackName, *args: Any) -> None:

@@ -8,6 +8,7 @@ from aloop import (
     CallbackName,
     CompositeExtension,
     FinishAfter,
+    MainLoop,
     OnLogRecord,
     SimpleExtension,
     TrainingExtension,
@@ -970,3 +971,78 @@ async def test_extension_sees_the_quantities_of_its_batch():
     extension = At(lambda loop: seen.append(dict(loop.quantities)), after_batch=True)
     await loop_over([3, 4], extension, FinishAfter(after_n_epochs=1), step=cost).run()
     assert seen == [{"cost": 3}, {"cost": 4}]
+
+
+CHANGES = {
+    "append": lambda extensions, other: extensions.append(other),
+    "extend": lambda extensions, other: extensions.extend([other]),
+    "insert": lambda extensions, other: extensions.insert(0, other),
+    "assign an item": lambda extensions, other: extensions.__setitem__(-1, other),
+    "assign a slice": lambda extensions, other: extensions.__setitem__(slice(1, 1), [other]),
+    "+=": lambda extensions, other: extensions.__iadd__([other]),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+async def test_extension_put_into_the_list_in_mid_run_is_called_from_then_on(how):
+    calls = []
+
+    class Other(TrainingExtension):
+        async def after_batch(self, batch):
+            calls.append(batch)
+
+    class Change(TrainingExtension):
+        async def after_batch(self, batch):
+            if batch == 2:
+                CHANGES[how](self.main_loop.extensions, Other())
+
+    async def step(batch):
+        """Train on nothing."""
+
+    extensions = [Change(), FinishAfter(after_n_epochs=1), TrainingExtension("last")]
+    loop = MainLoop(step, range(6), extensions=extensions)
+    await loop.run()
+    assert calls == [3, 4, 5]
+
+
+REMOVALS = {
+    "pop": lambda extensions: extensions.pop(0),
+    "remove": lambda extensions: extensions.remove(extensions[0]),
+    "del": lambda extensions: extensions.__delitem__(0),
+    "replace": lambda extensions: extensions.__setitem__(slice(None), extensions[1:]),
+    "sort": lambda extensions: (extensions.sort(key=lambda e: e.name), extensions.pop(0)),
+    "reverse": lambda extensions: (extensions.reverse(), extensions.pop()),
+}
+
+
+@pytest.mark.parametrize("how", REMOVALS)
+async def test_extension_taken_out_of_the_list_in_mid_run_is_called_no_more(how):
+    calls = []
+
+    class A(TrainingExtension):
+        async def after_batch(self, batch):
+            calls.append(batch)
+            if batch == 2:
+                REMOVALS[how](self.main_loop.extensions)
+
+    async def step(batch):
+        """Train on nothing."""
+
+    loop = MainLoop(step, range(6), extensions=[A(), FinishAfter(after_n_epochs=1)])
+    await loop.run()
+    assert calls == [0, 1, 2]
+    assert [extension.name for extension in loop.extensions] == ["FinishAfter"]
+
+
+def test_list_of_extensions_takes_nothing_else():
+    async def step(batch):
+        """Train on nothing."""
+
+    loop = MainLoop(step, [1], extensions=[TrainingExtension()])
+    with pytest.raises(AloopError, match="expected instances of TrainingExtension"):
+        loop.extensions.append(print)
+    assert len(loop.extensions) == 1
+    loop.extensions.clear()
+    loop.extensions = [FinishAfter(after_n_epochs=1)]
+    loop.extensions *= 1
+    assert [extension.main_loop for extension in loop.extensions] == [loop]
