@@ -1,5 +1,6 @@
 """The base of the streams, and `as_stream`, which makes one out of what the user has."""
 
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -18,7 +19,7 @@ from aloop.protocols import Stream
 __all__ = ["AsyncIterableStream", "CallableStream", "DataStream", "IterableStream", "as_stream"]
 
 
-class DataStream:
+class DataStream(ABC):
     """Base of aloop's own streams; the interface is that of Fuel's AbstractDataStream."""
 
     sources: tuple[str, ...] = ()
@@ -30,17 +31,17 @@ class DataStream:
     iteration_scheme: Any = None
     """The scheme that orders the stream; its length is the number of batches in an epoch."""
 
+    @abstractmethod
     def get_epoch_iterator(self, *, as_dict: bool = True) -> Any:
         """Begin an epoch and give its iterator, sync or async."""
-        raise NotImplementedError
 
-    def next_epoch(self) -> None:
+    def next_epoch(self) -> None:  # noqa: B027 - a stream may have nothing to do here
         """Make the next iterator begin an epoch that follows this one."""
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027 - a stream may have nothing to do here
         """Go back to the beginning of the first epoch."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - a stream may have nothing to do here
         """Let go of what the stream holds open."""
 
 

@@ -5,6 +5,7 @@ number of the epoch alone, so that going on in the middle of the thousandth epoc
 than beginning the first.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from operator import index
 from typing import Any, Final, SupportsIndex, TypeAlias
@@ -21,7 +22,7 @@ __all__ = ["BatchScheme", "SequentialScheme", "ShuffledScheme"]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 
-class BatchScheme:
+class BatchScheme(ABC):
     """Base of the schemes that cut the examples of an epoch into batches.
 
     Parameters:
@@ -45,9 +46,9 @@ class BatchScheme:
     def __len__(self) -> int:
         return -(-self.num_examples // self.batch_size)
 
+    @abstractmethod
     def epoch_indices(self, epoch: int) -> Indices:
         """Give the indices of all examples of an epoch (counted from 0) in their order."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
         """Give what identifies the order of this scheme, as JSON values."""

@@ -244,5 +244,5 @@ def test_several_numbers_in_place_of_one_are_refused_by_their_value(argument):
 
 
 def test_the_base_of_the_schemes_has_no_order_of_its_own():
-    with pytest.raises(NotImplementedError):
-        BatchScheme(10, 2).epoch_indices(0)
+    with pytest.raises(TypeError, match="epoch_indices"):
+        BatchScheme(10, 2)
