@@ -158,6 +158,7 @@ class Configuration:
                 f"{self.file} holds a {type(content).__name__}; expected settings, one a line, "
                 "like 'log_backend: sqlite'"
             )
+        # What YAML holds is not known before each key has been looked at, below.
         found: dict[Any, Any] = content  # pyright: ignore[reportUnknownVariableType]
         for key in found:
             if key not in self._settings:

@@ -14,6 +14,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
+from aloop.errors import NotRunningError
 from aloop.turns import thread_at_work
 
 __all__ = ["Worker", "current_worker", "run_in_worker"]
@@ -45,7 +46,10 @@ class Worker:
         thread goes on with it, and later calls wait for their turn.
         """
         if self._is_closed:
-            raise RuntimeError(f"{self._name} is closed; expected the run it belongs to to go on")
+            raise NotRunningError(
+                f"{self._name} is closed, for its run has ended; expected a call during the run; "
+                "await what uses the worker before the run ends"
+            )
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._thread.start()

@@ -116,6 +116,7 @@ class ProgressBar(TrainingExtension):
         # Imported when the first bar is shown: tqdm takes a third of the time numpy takes.
         from tqdm.auto import tqdm
 
+        # Which class this is depends on where it shows: a terminal or a notebook.
         class Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument, reportUntypedBaseClass]
             monitor_interval = 0  # or tqdm starts a thread, which outlives the run
 

@@ -79,9 +79,9 @@ class Journal:
             journal = cls(MEMORY, None)  # each has its own
         else:
             key = (str(database), asyncio.get_running_loop())
-            while (found := cls._open.get(key)) is not None and found._closing:  # noqa: SLF001
+            while (found := cls._open.get(key)) is not None and found._closing:  # noqa: SLF001 - its own class
                 # What it has taken is written before anybody else writes to the file.
-                await asyncio.wait([found._task])  # noqa: SLF001
+                await asyncio.wait([found._task])  # noqa: SLF001 - its own class
             journal = cls._open[key] = found or cls(str(database), key)
         await journal._join()  # noqa: SLF001 - its own class
         return journal

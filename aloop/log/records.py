@@ -103,6 +103,7 @@ class _Records(dict[str, Any]):
         self.update(other)
         return self
 
+    # dict declares three overloads; this one takes the same calls.
     def pop(self, key: str, /, *default: Record) -> Record:  # pyright: ignore[reportIncompatibleMethodOverride]
         if key not in self and default:
             return default[0]

@@ -60,6 +60,10 @@ def _refuse_change(*_: object, **__: object) -> NoReturn:
     )
 
 
+# The types of list and dict promise methods that change them, and pyright notes each one that is
+# taken away; taking them away is what these two classes are for.
+
+
 class FrozenList(list[Any]):
     """A list in the log: reads, compares and serialises as a list, but cannot be changed."""
 

@@ -1,5 +1,6 @@
 """The base of the streams, and `as_stream`, which makes one out of what the user has."""
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterable,
@@ -16,7 +17,7 @@ from typing import Any, cast
 from aloop.errors import StreamError
 from aloop.protocols import Stream
 
-__all__ = ["AsyncIterableStream", "CallableStream", "DataStream", "IterableStream", "as_stream"]
+__all__ = ["CallableStream", "DataStream", "IterableStream", "as_stream"]
 
 
 class DataStream(ABC):
@@ -46,48 +47,31 @@ class DataStream(ABC):
 
 
 class IterableStream(DataStream):
-    """Batches out of a list or another iterable; each epoch goes through it once.
+    """Batches out of an iterable, sync or async; each epoch goes through it once.
 
-    The iterable is read on the event loop's thread, so it should not wait.
+    A sync one is read on the event loop's thread, so it should not wait.
     """
 
-    def __init__(self, iterable: Iterable[Any]) -> None:
+    def __init__(self, iterable: Iterable[Any] | AsyncIterable[Any]) -> None:
         self._iterable = iterable
         self._used_up = False
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._iterable!r:.60})"
+        # Not the whole of it: a list may hold all data there is.
+        return f"{type(self).__name__}({reprlib.repr(self._iterable)})"
 
-    def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any]:
+    def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any] | AsyncIterator[Any]:
         """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
-        iterator = iter(self._iterable)
-        if iterator is self._iterable:
-            _refuse_second_epoch(self._iterable, self._used_up)
+        iterable = self._iterable
+        iterator = aiter(iterable) if isinstance(iterable, AsyncIterable) else iter(iterable)
+        if iterator is iterable:
+            _refuse_second_epoch(iterable, self._used_up)
             self._used_up = True
         return iterator
 
     def __len__(self) -> int:
         """Give the number of batches in an epoch; TypeError if it cannot be known."""
         return len(cast("Sequence[Any]", self._iterable))
-
-
-class AsyncIterableStream(DataStream):
-    """Batches out of an async iterable; each epoch goes through it once."""
-
-    def __init__(self, iterable: AsyncIterable[Any]) -> None:
-        self._iterable = iterable
-        self._used_up = False
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._iterable!r:.60})"
-
-    def get_epoch_iterator(self, *, as_dict: bool = True) -> AsyncIterator[Any]:
-        """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
-        iterator = aiter(self._iterable)
-        if iterator is self._iterable:
-            _refuse_second_epoch(self._iterable, self._used_up)
-            self._used_up = True
-        return iterator
 
 
 class CallableStream(DataStream):
@@ -97,7 +81,7 @@ class CallableStream(DataStream):
         self._function = function
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._function!r:.60})"
+        return f"{type(self).__name__}({self._function!r})"
 
     def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any] | AsyncIterator[Any]:
         """Call the function and begin with what it returned, a sync or an async iterable."""
@@ -127,10 +111,8 @@ def as_stream(source: Any) -> Stream:
     """
     if hasattr(source, "get_epoch_iterator") and not isinstance(source, type):
         return source
-    if isinstance(source, AsyncIterable):
-        return AsyncIterableStream(cast("AsyncIterable[Any]", source))
     what = cast("object", source)
-    if _is_epoch(what):
+    if isinstance(what, AsyncIterable) or _is_epoch(what):
         return IterableStream(cast("Iterable[Any]", source))
     if callable(what) and not isinstance(what, type):
         return CallableStream(what)

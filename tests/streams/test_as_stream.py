@@ -232,3 +232,7 @@ def test_a_class_is_refused(source):
 def test_a_stream_class_that_was_not_instantiated_is_refused():
     with pytest.raises(StreamError, match=r"is <class .*ArrayStream'> .* expected a stream"):
         as_stream(ArrayStream)
+
+
+def test_the_stream_of_a_long_list_is_described_in_a_line():
+    assert len(repr(as_stream([{"x": number} for number in range(100_000)]))) < 200
