@@ -25,7 +25,7 @@ from aloop.extensions import (
     TrainingDataMonitoring,
     TrainingExtension,
 )
-from aloop.log import SQLiteLog, TrainingLog
+from aloop.log import ReadOnlyLog, SQLiteLog, TrainingLog, read_log
 from aloop.main_loop import MainLoop
 from aloop.offload import run_in_worker
 from aloop.streams import (
@@ -55,6 +55,7 @@ __all__ = [
     "Position",
     "Printing",
     "ProgressBar",
+    "ReadOnlyLog",
     "SQLiteLog",
     "Scale",
     "SequentialScheme",
@@ -71,5 +72,6 @@ __all__ = [
     "as_algorithm",
     "as_stream",
     "config",
+    "read_log",
     "run_in_worker",
 ]

@@ -14,9 +14,11 @@ __all__ = [
     "ExtensionLookupError",
     "JournalError",
     "LogFileError",
+    "LogInUseError",
     "LogKeyError",
     "LogTimeError",
     "LogValueError",
+    "MissingDependencyError",
     "NoEpochError",
     "NoEventLoopError",
     "NoModelError",
@@ -76,6 +78,10 @@ class LogFileError(AloopError, OSError):
     """The file is not a log that this version of aloop can use."""
 
 
+class LogInUseError(LogFileError):
+    """The file is being written by another process, or another event loop of this one."""
+
+
 class LogKeyError(AloopError, TypeError, ValueError):
     """The key of a record is not a string, or not text that can be stored."""
 
@@ -86,6 +92,10 @@ class LogTimeError(AloopError, ValueError):
 
 class LogValueError(AloopError, TypeError, ValueError):
     """The log cannot hold this value."""
+
+
+class MissingDependencyError(AloopError, ImportError):
+    """A package that aloop needs for this, and for nothing else, is not installed."""
 
 
 class NoEpochError(AloopError, LookupError):

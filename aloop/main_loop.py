@@ -363,6 +363,7 @@ class MainLoop:
             if requested or status["batch_interrupt_received"]:
                 self._finish_if_asked(requested, at_epoch_end=False)
             if turn.is_over():
+                await log.keep_up()
                 await turn.give_way()
                 if self._stop.level:  # asked for meanwhile: before another batch is fetched
                     self._stop.record(log)

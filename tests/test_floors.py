@@ -17,7 +17,10 @@ FLOORS = {
     "aloop.protocols": 1,
     "aloop.algorithms": 2,
     "aloop.log.base": 2,
+    "aloop.log.frames": 2,
     "aloop.log.records": 2,
+    "aloop.log.rows": 2,
+    "aloop.log.series": 2,
     "aloop.log.values": 2,
     "aloop.offload": 2,
     "aloop.profile": 2,
@@ -30,7 +33,6 @@ FLOORS = {
     "aloop.main_loop": 4,
     "aloop": 6,
 }
-
 OPTIONAL = {"torch", "jax", "ray", "sklearn", "fuel", "starlette", "matplotlib", "pandas"}
 
 

@@ -1,10 +1,11 @@
 """The training log in memory.
 
 Memory is the truth: rows and status are read and written synchronously. A backend that persists
-is told of every write through one list, `TrainingLog._pending`, and of every commit point by
+is told of every write through one list, `TrainingLog._changes`, and of every commit point by
 `commit`; see `aloop.log.sqlite`.
 """
 
+import asyncio
 import uuid as uuid_module
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,13 +19,19 @@ from aloop.errors import (
     LogValueError,
     NoEpochError,
 )
-from aloop.log.records import RUN_START, Change, Row, RunStart, Status
-from aloop.log.values import normalise
+from aloop.log.frames import as_dataframe
+from aloop.log.records import RUN_START, Change, Changes, Row, RunStart, Status
+from aloop.log.rows import Rows
+from aloop.log.series import Series
+from aloop.log.values import normalise, normalise_key
 from aloop.protocols import Record
 
 __all__ = ["TrainingLog"]
 
 _MAX_TIME: Final = 2**63  # what SQLite's integers end before
+
+FOLLOW_S: Final = 0.02
+"""How long those who follow a log wait for more to come together with what came."""
 
 
 class TrainingLog:
@@ -49,18 +56,24 @@ class TrainingLog:
         self.name: str | None = None
         self.hyperparameters: Mapping[str, Any] | None = None
         # The changes a backend has yet to write; None means that nobody will.
-        self._pending: list[Change] | None = self._make_pending()
+        self._changes = self._note_changes()
+        self._rows = self._make_rows()
         self._in_session = False
+        self._has_ended = False
+        self._forked_at = -1
+        self._following: list[asyncio.Future[None]] = []  # those who wait for a commit point
         self.sequence = 0
         """The number of commit points so far, those of the runs it was resumed from included."""
-        self._rows: dict[int, Row] = {}
-        self.status = Status(self._pending)
+        self.status = Status(self._changes)
         self.status.declare(
             {"iterations_done": 0, "epochs_done": 0, "_epoch_ends": [], "resumed_from": None}
         )
 
-    def _make_pending(self) -> list[Change] | None:
+    def _note_changes(self) -> Changes | None:
         return None
+
+    def _make_rows(self) -> Rows:
+        return Rows(self._changes)
 
     @property
     def h_uuid(self) -> str:
@@ -70,22 +83,20 @@ class TrainingLog:
     def __getitem__(self, time: SupportsIndex) -> Row:
         if type(time) is not int or not 0 <= time < _MAX_TIME:
             time = check_time(time)
-        row = self._rows.get(time)
-        if row is None:
-            row = self._rows[time] = Row(time, self._pending)
-        return row
+        return self._rows[time]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(sorted(time for time, row in self._rows.items() if row))
+        return self._rows.times()
 
     def __len__(self) -> int:
-        return sum(1 for row in self._rows.values() if row)
+        return self._rows.count()
 
     def __contains__(self, time: object) -> bool:
         try:
-            return bool(self._rows.get(check_time(time)))
+            time = check_time(time)
         except LogTimeError:
             return False
+        return (time in self._rows or time <= self._rows.kept_until) and bool(self._rows[time])
 
     def __repr__(self) -> str:
         return (
@@ -96,16 +107,16 @@ class TrainingLog:
     def get_record(self, time: int, key: str, default: Record = None) -> Record:
         """Give the record ``log[time][key]`` without making the row, `default` without one."""
         row = self._rows.get(time)
-        return default if row is None else row.get(key, default)
+        if row is None:
+            if time > self._rows.kept_until:
+                return default
+            row = self._rows[time]
+        return row.get(key, default)
 
     @property
     def current_row(self) -> Row:
         """The row of the current time, ``status["iterations_done"]``."""
-        time = self.status["iterations_done"]
-        row = self._rows.get(time)
-        if row is None:
-            row = self._rows[time] = Row(time, self._pending)
-        return row
+        return self._rows[self.status["iterations_done"]]
 
     @property
     def previous_row(self) -> Row:
@@ -129,16 +140,14 @@ class TrainingLog:
         `status["resumed_from"]` becomes the id so far; the status is carried over. Rows up to
         the current time stay visible, rows after it belong to the earlier id alone.
         """
-        forked_at: int = self.status["iterations_done"]
-        for time in [time for time in self._rows if time > forked_at]:
-            # A row that somebody still holds must not write under the new id.
-            self._rows.pop(time).detach()
+        self._forked_at = forked_at = self.status["iterations_done"]
+        self._rows.forget_after(forked_at)  # such a row must not write under the new id
         resumed_from = self.h_uuid
         self.uuid = uuid_module.uuid4()
         # The status travels with the start of the run, so no change is noted here.
         self.status.restore({"resumed_from": resumed_from})
-        if self._pending is not None:
-            self._pending.append(self._run_start(resumed_from, forked_at))
+        if self._changes is not None:
+            self._changes.append(self._run_start(resumed_from, forked_at))
 
     def _run_start(self, resumed_from: str | None, forked_at: int | None) -> Change:
         start = RunStart(
@@ -148,7 +157,7 @@ class TrainingLog:
             resumed_from=resumed_from,
             forked_at=forked_at,
             sequence=self.sequence,
-            status=dict(self.status),
+            status=self.status.snapshot(),
         )
         return RUN_START, "", start
 
@@ -179,6 +188,11 @@ class TrainingLog:
         `flush` does. A log in memory only counts.
         """
         self.sequence += 1
+        if self._following:
+            self._wake_followers()
+
+    async def keep_up(self) -> None:
+        """Wait while so much is to be written that memory would fill up; the run calls this."""
 
     async def flush(self) -> None:
         """Wait until what was written up to the last commit point is on the disk.
@@ -208,10 +222,79 @@ class TrainingLog:
                 "leave log= out, or give each loop a new log (they can share a database)"
             )
         self._in_session = True
+        self._has_ended = False
         try:
             yield
         finally:
             self._in_session = False
+            self._end()
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self._wake_followers()
+
+    async def series(self, key: str) -> Series:
+        """Give the times, in ascending order, and the values of a record, as numpy arrays.
+
+        The times are of dtype int64. The values have the dtype that numpy gives to numbers and to
+        booleans; where there is anything else among them they are objects. Both are empty when
+        nothing was recorded under this key.
+        """
+        return await self._rows.read_series(normalise_key(key))
+
+    def to_dataframe(self) -> Any:  # a pandas.DataFrame; pandas is optional
+        """Give the records as a pandas DataFrame: a row for each time, a column for each key.
+
+        Blocks while it reads. Raises `MissingDependencyError` where pandas is not installed.
+        """
+        return as_dataframe(self._rows.keys_of_records(), self._rows.series)
+
+    async def follow(self, after: int = -1) -> AsyncGenerator[Row]:
+        """Give each row of a later time than `after` once it is complete, as long as the run lasts.
+
+        A row is complete when an iteration after it was committed, or the run has ended; with the
+        run this ends too. Times without records are left out, and so is what is written at an
+        earlier time than the last row that was given. If the log is resumed at an earlier time,
+        the rows after that are given anew. A log that no run uses ends when it is closed.
+
+        Many can follow, in any event loop of this process in which the log is written; elsewhere
+        use `read_log`.
+        """
+        next_time = check_time(after) + 1 if after != -1 else 0
+        run = self.h_uuid
+        while True:
+            if self.h_uuid != run:
+                run, next_time = self.h_uuid, min(next_time, self._forked_at + 1)
+            seen, has_ended = self.sequence, self._has_ended
+            last_time = _MAX_TIME - 1 if has_ended else self.status["iterations_done"] - 1
+            async for row in self._rows.read_between(next_time, last_time):
+                yield row
+                next_time = row.time + 1
+            if has_ended:
+                return
+            next_time = max(next_time, last_time + 1)
+            await self._next_commit(seen)
+
+    async def _next_commit(self, seen: int) -> None:
+        """Wait until the log is further than `seen`, or has ended, and a little for more."""
+        if self.sequence == seen and not self._has_ended:
+            commit = asyncio.get_running_loop().create_future()
+            self._following.append(commit)
+            await commit
+        await asyncio.sleep(FOLLOW_S)
+
+    def _wake_followers(self) -> None:
+        following, self._following = self._following, []
+        for commit in following:
+            loop = commit.get_loop()
+            if not loop.is_closed():
+                # It may be the loop of another thread.
+                loop.call_soon_threadsafe(_wake, commit)
+
+
+def _wake(commit: "asyncio.Future[None]") -> None:
+    if not commit.done():
+        commit.set_result(None)
 
 
 def as_uuid(uuid: "uuid_module.UUID | str | None") -> uuid_module.UUID:

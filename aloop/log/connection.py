@@ -6,28 +6,42 @@ a hop each, and ``executemany`` would let go of the interpreter lock once per ro
 a busy main thread.
 """
 
+import logging
 import sqlite3
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, islice
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
 
 from aloop.errors import LogFileError
-from aloop.log.records import RUN_START, STATUS, Change, RunStart
-from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
+from aloop.log.files import (
+    Ownership,
+    check_version,
+    has_checkpoint_fault,
+    make_tables,
+    network_file_system,
+)
+from aloop.log.reading import BUSY_TIMEOUT_S
+from aloop.log.records import EPOCH_END, RUN_START, STATUS, Change, RunStart
 from aloop.log.values import encode, encode_json
 
-__all__ = ["BUSY_TIMEOUT_S", "Group", "LogConnection", "Writer"]
+__all__ = ["WRITE_TIMEOUT_S", "Group", "LogConnection", "Writer", "is_busy"]
 
-BUSY_TIMEOUT_S: Final = 10.0
-"""How long a write waits for a connection of another process or event loop to finish its own."""
+WRITE_TIMEOUT_S: Final = 1.0
+"""How long one attempt to write waits for a connection of another process to finish its own."""
+
+_WAL_BYTES: Final = 64 << 20
+"""What the write-ahead log is cut down to after readers have kept it from being moved."""
 
 # Of four values each, well under SQLite's limit of 32,766 variables. The fewer statements, the
 # less often this thread has to wait for the interpreter lock beside a busy event loop.
 _ROWS_A_STATEMENT: Final = 4096
+
+_logger = logging.getLogger("aloop")
 
 
 @dataclass(slots=True)
@@ -45,21 +59,35 @@ class Group:
     writer: Writer
     changes: list[Change]
     sequence: int
+    durable: bool
+    has_ended: bool
+    """True for the last group of a run."""
     failure: Exception | None = None
+
+
+def is_busy(error: BaseException | None) -> bool:
+    """Tell whether SQLite failed because another program has the file locked."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class LogConnection(sqlite3.Connection):
     """A connection that writes groups of changes in `commit`, used on one thread only."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, database: str, *args: Any, ownership: Ownership | None, **kwargs: Any
+    ) -> None:
+        super().__init__(database, *args, **kwargs)
         # Set by the event loop's thread before it asks for a commit, one commit at a time.
         self.groups: list[Group] = []
         self.durable = False
         # What came of the last commit; kept here because its awaiter may have been cancelled.
         self.failure: Exception | None = None
+        self._database = database
+        self._ownership = ownership  # None for a database in memory
         self._key_ids: dict[str, int] = {}
-        self._is_full = False
+        self._synchronous = ""
+        self._is_rollback = False
         try:
             self._prepare()
         except BaseException:
@@ -67,33 +95,58 @@ class LogConnection(sqlite3.Connection):
             raise
 
     def _prepare(self) -> None:
-        """Check that the file is a log, or make it one."""
-        with self._transaction("DEFERRED"):
-            version = self._checked_version()
-        self._use_wal()
-        self.execute("PRAGMA synchronous = NORMAL")
-        if version:
+        """Check that the file is a log, and set how it is written."""
+        if self._ownership is None:
+            with self._transaction():
+                make_tables(self)
             return
-        with self._transaction():
-            # Another process may have been faster.
-            if not self._checked_version():
-                for statement in CREATE:
-                    self.execute(statement)
-                self.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                self.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        with self._transaction("DEFERRED"):
+            version = check_version(self, self._database)
+        if not version:  # an empty database, made by another program
+            with self._transaction():
+                if not check_version(self, self._database):
+                    make_tables(self)
+        network = network_file_system(Path(self._database))
+        self._use_journal("delete" if network else "wal")
+        self._is_rollback = network is not None
+        if network:
+            _logger.warning(
+                "the log %s is on a network file system (%s), where SQLite cannot share a "
+                "write-ahead log: it is written with a rollback journal, more slowly, and readers "
+                "can hold up the writer for a moment",
+                self._database,
+                network,
+            )
+        self._become_owner()
+        self.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        self.execute(f"PRAGMA busy_timeout = {int(WRITE_TIMEOUT_S * 1000)}")
 
-    def _use_wal(self) -> None:
-        """Keep the journal in a file of its own, so that readers and the writer do not wait."""
+    def _use_journal(self, mode: str) -> None:
+        """Keep what is to be written in a file of its own, so that readers do not wait."""
         deadline = monotonic() + BUSY_TIMEOUT_S
-        while self.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        while self.execute("PRAGMA journal_mode").fetchone() != (mode,):
             try:
-                self.execute("PRAGMA journal_mode = WAL")
+                self.execute(f"PRAGMA journal_mode = {mode}")
                 return
             except sqlite3.OperationalError:
                 # The switch is not waited for by SQLite while another connection makes the file.
                 if monotonic() > deadline:
                     raise
                 sleep(0.005)
+
+    def _become_owner(self) -> None:
+        """Make the checkpoints if nobody else does; see `aloop.log.files`."""
+        assert self._ownership is not None
+        if self._ownership.claim():
+            self.execute("PRAGMA wal_autocheckpoint = 1000")
+        elif has_checkpoint_fault():
+            self.execute("PRAGMA wal_autocheckpoint = 0")
+
+    def close(self) -> None:
+        """Close the connection, and leave the file to another owner."""
+        super().close()
+        if self._ownership is not None:
+            self._ownership.release()
 
     def commit(self) -> None:
         """Write the groups in one transaction.
@@ -104,7 +157,9 @@ class LogConnection(sqlite3.Connection):
         self.failure = None
         written: list[tuple[Group, int, str]] = []
         try:
-            self._set_full(self.durable)
+            if self.durable and self._ownership is not None and not self._ownership.is_mine:
+                self._become_owner()  # the one before may be gone
+            self._synchronise(self.durable or self._is_rollback)
             with self._transaction():
                 for group in self.groups:
                     with self._savepoint(group):
@@ -132,39 +187,11 @@ class LogConnection(sqlite3.Connection):
             group.failure = error
         self.execute("RELEASE one_group")
 
-    def _checked_version(self) -> int:
-        try:
-            (application_id,) = self.execute("PRAGMA application_id").fetchone()
-            (version,) = self.execute("PRAGMA user_version").fetchone()
-            (tables,) = self.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
-        except sqlite3.DatabaseError as error:
-            if "not a database" not in str(error):
-                raise
-            raise LogFileError(
-                f"{self._file_name()} is not a SQLite database; expected a log or no file at "
-                "all; choose another path"
-            ) from error
-        if application_id == APPLICATION_ID and version <= SCHEMA_VERSION:
-            return version
-        if application_id == APPLICATION_ID:
-            raise LogFileError(
-                f"{self._file_name()} has schema version {version}; expected at most "
-                f"{SCHEMA_VERSION}; upgrade aloop to read it"
-            )
-        if tables or version:
-            raise LogFileError(
-                f"{self._file_name()} is a database of another program (application id "
-                f"{application_id}); expected a log or no file at all; choose another path"
-            )
-        return 0
-
-    def _file_name(self) -> str:
-        return self.execute("PRAGMA database_list").fetchone()[2] or ":memory:"
-
-    def _set_full(self, is_full: bool) -> None:
-        if is_full != self._is_full:
-            self.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
-            self._is_full = is_full
+    def _synchronise(self, fully: bool) -> None:
+        level = "FULL" if fully else "NORMAL"
+        if level != self._synchronous:
+            self.execute(f"PRAGMA synchronous = {level}")
+            self._synchronous = level
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Generator[None]:
@@ -197,11 +224,12 @@ class LogConnection(sqlite3.Connection):
         assert run_id is not None
         assert run is not None
         updated = self.execute(
-            "UPDATE runs SET sequence = ? WHERE id = ? AND run = ?", (group.sequence, run_id, run)
+            "UPDATE runs SET sequence = ?, ended_at = ? WHERE id = ? AND run = ?",
+            (group.sequence, _now() if group.has_ended else None, run_id, run),
         )
         if not updated.rowcount:
             raise LogFileError(
-                f"{self._file_name()} no longer has the run {run}; expected the file that the log "
+                f"{self._database} no longer has the run {run}; expected the file that the log "
                 "was opened with; it was deleted or replaced: put it back"
             )
         return run_id, run
@@ -209,7 +237,10 @@ class LogConnection(sqlite3.Connection):
     def _end_run(self, run_id: int, successor: RunStart) -> None:
         """Write how far a run came that another goes on from."""
         self._write(run_id, [(STATUS, "iterations_done", successor.forked_at)])
-        self.execute("UPDATE runs SET sequence = ? WHERE id = ?", (successor.sequence, run_id))
+        self.execute(
+            "UPDATE runs SET sequence = ?, ended_at = COALESCE(ended_at, ?) WHERE id = ?",
+            (successor.sequence, _now(), run_id),
+        )
 
     def _start_run(self, start: RunStart) -> int:
         hyperparameters = start.hyperparameters
@@ -220,7 +251,7 @@ class LogConnection(sqlite3.Connection):
                 start.run,
                 start.name,
                 None if hyperparameters is None else encode_json(hyperparameters),
-                datetime.now(UTC).isoformat(timespec="milliseconds"),
+                _now(),
                 start.resumed_from,
                 start.forked_at,
                 start.sequence,
@@ -240,7 +271,18 @@ class LogConnection(sqlite3.Connection):
             if key not in ids:
                 ids[key] = self._key_id(key)
         # Of a status many values may have come and gone since; the last is what counts.
-        status = {key: value for time, key, value in changes if time == STATUS}
+        status: dict[str, Any] = {}
+        epochs: list[tuple[int, int, int]] = []
+        for time, key, value in [change for change in changes if change[0] < 0]:
+            if time == EPOCH_END:
+                epochs.append((run_id, *value))
+            elif time == STATUS:
+                status[key] = value
+                if key == "_epoch_ends":  # assigned as a whole
+                    epochs.clear()
+        if "_epoch_ends" in status:
+            self.execute("DELETE FROM stored_epochs WHERE run = ?", (run_id,))
+        self._insert("stored_epochs (run, epoch, time)", epochs)
         self._insert(
             "stored_status (run, key, value)",
             [(run_id, ids[key], encode(value)) for key, value in status.items()],
@@ -256,7 +298,7 @@ class LogConnection(sqlite3.Connection):
                     value if type(value) is float and value == value else encode(value),
                 )
                 for time, key, value in changes
-                if time != STATUS
+                if time >= 0
             ],
         )
 
@@ -272,6 +314,10 @@ class LogConnection(sqlite3.Connection):
         """Give the id of a key, a new one if need be."""
         self.execute("INSERT OR IGNORE INTO keys (key) VALUES (?)", (key,))
         return self.execute("SELECT id FROM keys WHERE key = ?", (key,)).fetchone()[0]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:

@@ -11,18 +11,28 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
 import aiosqlite
 
-from aloop.errors import JournalError, LogFileError
-from aloop.log.connection import BUSY_TIMEOUT_S, Group, LogConnection
+from aloop.errors import JournalError, LogFileError, LogInUseError
+from aloop.log.backlog import Backlog
+from aloop.log.connection import Group, LogConnection, is_busy
+from aloop.log.files import Ownership, check_not_empty, has_checkpoint_fault, publish_new
+from aloop.log.reading import BUSY_TIMEOUT_S, Readers
 from aloop.turns import thread_at_work
 
 __all__ = ["GROUP_COMMIT_S", "MEMORY", "Journal"]
 
 GROUP_COMMIT_S: Final = 0.02
 """How long a record waits at most for others to be committed together with it."""
+
+WAL_WATCH_S: Final = 10.0
+"""How often the owner of the file looks whether others have filled the write-ahead log."""
+
+WAL_BYTES: Final = 16 << 20
+"""Above which size it moves the write-ahead log into the file though it has nothing to write."""
 
 MEMORY: Final = ":memory:"
 """The name of a database that is nowhere but in memory."""
@@ -41,11 +51,16 @@ class Source(Protocol):
         """Hear what came of a group, and take it back if it could not be written."""
         ...
 
+    def has_failed(self) -> bool:
+        """Say whether the last group could not be written."""
+        ...
+
 
 class Journal:
     """Writes the changes of many logs into one database file."""
 
     _open: ClassVar[dict[tuple[str, asyncio.AbstractEventLoop], "Journal"]] = {}
+    _inherited: ClassVar[list["Journal"]] = []
 
     def __init__(self, database: str, key: tuple[str, asyncio.AbstractEventLoop] | None) -> None:
         self._database = database
@@ -56,10 +71,18 @@ class Journal:
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._want_durable = False
         self._unsynced = False
         self._closing = False
+        self._is_cancelled = False
         self._failed = False
+        self.backlog = Backlog(database)
+        """How much waits to be written."""
+        self._room_waiters: list[asyncio.Future[None]] = []
+        self._ownership = None if key is None else Ownership(Path(database))
+        self.readers = Readers(Path(database), keep=True)
+        """Connections for reading the file, open as long as the journal is."""
         self._connection: LogConnection | None = None
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -69,11 +92,12 @@ class Journal:
         )
 
     @classmethod
-    async def acquire(cls, database: str | Path) -> "Journal":
+    async def acquire(cls, database: str | Path, *, alone: bool = False) -> "Journal":
         """Give the journal of this file for the running event loop, opened.
 
         Each `acquire` is to be answered by one `release`. Raises `LogFileError` if the file is
-        not a log or cannot be made one.
+        not a log or cannot be made one, with `alone` `LogInUseError` if another process or event
+        loop writes to it.
         """
         if str(database) == MEMORY:
             journal = cls(MEMORY, None)  # each has its own
@@ -83,17 +107,27 @@ class Journal:
                 # What it has taken is written before anybody else writes to the file.
                 await asyncio.wait([found._task])  # noqa: SLF001 - its own class
             journal = cls._open[key] = found or cls(str(database), key)
-        await journal._join()  # noqa: SLF001 - its own class
+        await journal._join(alone)  # noqa: SLF001 - its own class
         return journal
 
-    async def _join(self) -> None:
+    async def _join(self, alone: bool) -> None:
         self._users += 1
         try:
             # Shielded, because others may be waiting for the same opening.
             await asyncio.shield(self._opened)
+            if alone:
+                self._refuse_others()
         except BaseException:
             await self.release()
             raise
+
+    def _refuse_others(self) -> None:
+        if self._ownership is not None and not self._ownership.is_mine:
+            raise LogInUseError(
+                f"{self._database} is being written by {self._ownership.holder()}; expected to "
+                "be its only writer, as if_in_use='refuse' asks for; wait for the other to end, "
+                "choose another file, or share this one with if_in_use='wait'"
+            )
 
     async def release(self) -> None:
         """Give the journal back; the last one out closes it, when everything is written."""
@@ -104,6 +138,22 @@ class Journal:
         self._wake.set()
         # wait() leaves the task alone when the caller is cancelled: it goes on to the end.
         await asyncio.wait([self._task])
+
+    @classmethod
+    def leave_to_the_parent(cls) -> None:
+        """After a fork: forget the journals of the process that this one was forked from.
+
+        Their threads are not here, and closing their connections would disturb it.
+        """
+        for journal in cls._open.values():
+            cls._inherited.append(journal)
+            journal.abandon()
+        cls._open.clear()
+
+    def abandon(self) -> None:
+        """Let go of what the system would otherwise keep for this process too."""
+        if self._ownership is not None:
+            self._ownership.abandon()
 
     @property
     def is_usable(self) -> bool:
@@ -119,6 +169,20 @@ class Journal:
             return asyncio.get_running_loop() is not self._loop
         except RuntimeError:
             return False  # the event loop is between two of its runs
+
+    def share(self, whole: int, least: int) -> int:
+        """Divide what is allowed to the journal between the logs that use it."""
+        return max(whole // max(self._users, 1), least)
+
+    async def make_room(self, source: Source) -> None:
+        """Wait until there is room in memory for more, or the log cannot be written."""
+        self.backlog.say_so()
+        while self.backlog.is_full and not source.has_failed() and self.is_usable:
+            written: asyncio.Future[None] = self._loop.create_future()
+            self._room_waiters.append(written)
+            self._dirty[source] = None
+            self._wake.set()
+            await written
 
     def notify(self, source: Source, *, durable: bool = False) -> None:
         """Say that a log has something committed to write."""
@@ -143,9 +207,11 @@ class Journal:
         try:
             async with self._prepare() as database:
                 self._opened.set_result(None)
+                self._watch_the_wal()
                 while not self._closing or self._dirty or self._waiters:
                     await self._wait()
                     await self._write(database)
+                self.readers.close()  # what reads keeps SQLite from tidying up
         except asyncio.CancelledError:
             # While it was opening: the thread may be waiting for a lock, and ends after that.
             self._thread = None
@@ -154,22 +220,24 @@ class Journal:
             self._fail(error)
         finally:
             self._closing = True
+            self.readers.close()
             if self._key is not None and self._open.get(self._key) is self:
                 del self._open[self._key]
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._watch_timer):
+                if timer is not None:
+                    timer.cancel()
             if self._thread is not None:
                 self._thread.join()  # it was told to end, and nothing is left for it to do
             if not self._opened.done():
                 self._opened.cancel()
-            for waiter in self._waiters:
-                if not waiter.done():
-                    waiter.set_exception(
-                        JournalError(
-                            f"the journal of {self._database} ended while records were to be "
-                            "written; they are in memory: await log.flush()"
-                        )
-                    )
+            self._settle_all(
+                self._waiters,
+                JournalError(
+                    f"the journal of {self._database} ended while records were to be written; "
+                    "they are in memory: await log.flush()"
+                ),
+            )
+            self._settle_all(self._room_waiters)
 
     def _prepare(self) -> aiosqlite.Connection:
         """Make the connection's thread, as a daemon: at its exit the interpreter waits for others.
@@ -195,10 +263,23 @@ class Journal:
         return made[0]
 
     def _connect(self, *args: Any, **kwargs: Any) -> LogConnection:
-        """Make the connection, on its thread, and keep it for handing over groups."""
+        """Make the file and the connection, on its thread; keep it for handing over groups."""
         self._thread = threading.current_thread()
-        self._connection = LogConnection(*args, **kwargs)
+        if self._ownership is not None:
+            check_not_empty(Path(self._database))
+            publish_new(Path(self._database))
+        self._connection = LogConnection(*args, ownership=self._ownership, **kwargs)
         return self._connection
+
+    def _watch_the_wal(self) -> None:
+        """See to it that the owner of the file writes now and then when only others do."""
+        if self._ownership is None or not has_checkpoint_fault():
+            return
+        self._watch_timer = self._loop.call_later(WAL_WATCH_S, self._watch_the_wal)
+        wal = Path(f"{self._database}-wal")
+        if self._ownership.is_mine and wal.exists() and wal.stat().st_size > WAL_BYTES:
+            self._want_durable = self._unsynced = True
+            self._wake.set()
 
     async def _wait(self) -> None:
         if self._closing:
@@ -208,7 +289,7 @@ class Journal:
         except asyncio.CancelledError:
             # The event loop is about to be closed (asyncio.run cancels what is left at its end).
             # What was committed is written first; the task ends right after.
-            self._closing = True
+            self._closing = self._is_cancelled = True
         self._wake.clear()
 
     async def _write(self, database: aiosqlite.Connection) -> None:
@@ -218,24 +299,44 @@ class Journal:
             self._timer = None
         sources, self._dirty = self._dirty, {}
         waiters, self._waiters = self._waiters, []
+        room_waiters, self._room_waiters = self._room_waiters, []
         taken = [(source, group) for source in sources if (group := source.take_group())]
         durable = self._want_durable or bool(waiters) or self._closing
+        durable = durable or any(group.durable for _, group in taken)
         self._want_durable = False
         if taken or (durable and self._unsynced):
             connection = self._connection
             assert connection is not None
             connection.groups = [group for _, group in taken]
             connection.durable = durable
-            with thread_at_work():
-                await self._call(database.commit, database)
+            await self._commit(database, connection)
             self._unsynced = not durable or connection.failure is not None
             for source, group in taken:
                 group.failure = connection.failure or group.failure
                 source.settle(group)
             self._report([group for _, group in taken if group.failure is not None])
-        for waiter in waiters:
-            if not waiter.done():  # its awaiter may have been cancelled
-                waiter.set_result(None)
+        self._settle_all(waiters)
+        self._settle_all(room_waiters)
+
+    async def _commit(self, database: aiosqlite.Connection, connection: LogConnection) -> None:
+        """Have the connection commit, again and again while another program locks the file."""
+        begun, is_said = monotonic(), False
+        while True:
+            with thread_at_work():
+                await self._call(database.commit, database)
+            waited_s = monotonic() - begun
+            if not is_busy(connection.failure):
+                return
+            if self._is_cancelled and waited_s > BUSY_TIMEOUT_S:
+                return  # the event loop is about to end; this cannot hold it up for ever
+            if not is_said and waited_s > BUSY_TIMEOUT_S / 2:
+                is_said = True
+                _logger.warning(
+                    "another program has kept %s locked for %.0f s; records wait in memory until "
+                    "it lets go",
+                    self._database,
+                    waited_s,
+                )
 
     async def _call(self, call: Callable[[], Any], database: aiosqlite.Connection) -> None:
         """Wait until a call has ended on the connection's thread, through cancellation."""
@@ -246,8 +347,17 @@ class Journal:
             except asyncio.CancelledError:
                 # Cancelling the wait does not cancel the call. The thread takes one call after
                 # another, so once this one has ended the first one has too.
-                self._closing = True
+                self._closing = self._is_cancelled = True
                 call = lambda: database.execute("SELECT 1")  # noqa: E731 - a name would say less
+
+    @staticmethod
+    def _settle_all(waiters: list[asyncio.Future[None]], error: Exception | None = None) -> None:
+        for waiter in waiters:
+            if not waiter.done():  # its awaiter may have been cancelled
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error)
 
     def _report(self, failed: list[Group]) -> None:
         """Say it once when writing begins to fail."""
@@ -260,7 +370,12 @@ class Journal:
         if self._opened.done():
             _logger.error("the log %s could not be closed: %s", self._database, error)
             return
-        if not isinstance(error, LogFileError):
+        if is_busy(error):
+            error = LogInUseError(
+                f"the log {self._database} cannot be opened: another program has locked it for "
+                f"more than {BUSY_TIMEOUT_S:.0f} s; expected it to let go; wait for it to end"
+            )
+        elif not isinstance(error, LogFileError):
             error = LogFileError(
                 f"the log {self._database} cannot be opened: {error}; expected a path in a "
                 "directory that exists and can be written to"

@@ -1,88 +1,345 @@
-"""Reading a run back from a log file, over a connection that cannot write."""
+"""Reading a log file, over connections that cannot write and never hold up the writer.
 
+What counts for a run is its own records and those of its ancestors up to the fork, the nearest
+run first; a `History` is that, as it is in the file.
+"""
+
+import os
 import sqlite3
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from aloop.errors import LogFileError, UnknownRunError
+from aloop.log.files import check_not_empty, check_version
 from aloop.log.schema import LINEAGE
-from aloop.log.values import DELETED, decode
+from aloop.log.values import DELETED, FrozenList, decode
 
-__all__ = ["LoadedRun", "load_run"]
+__all__ = ["BUSY_TIMEOUT_S", "END_OF_TIME", "Head", "History", "Lineage", "Readers"]
+
+BUSY_TIMEOUT_S: Final = 10.0
+"""How long opening and reading wait for what holds the whole file, such as a restored backup."""
+
+END_OF_TIME: Final = 2**63 - 1
+"""The last time there can be."""
+
+TIMES_AT_ONCE: Final = 4096
+"""How many times a range has at most that is read in one go."""
+
+_CONNECTIONS_KEPT: Final = 4
+
+Lineage: TypeAlias = tuple[tuple[str, int], ...]
+"""A run and its ancestors, nearest first, by hexadecimal id, each with the last time at which its
+rows count."""
+
+
+class Readers:
+    """Connections that can only read one log file.
+
+    Each is used by one thread at a time. With `keep` they stay open for the next use until
+    `close`; without it they are closed after each.
+    """
+
+    def __init__(self, database: Path, *, keep: bool) -> None:
+        self.database = database
+        self._keep = keep
+        self._idle: list[sqlite3.Connection] = []
+        self._process = os.getpid()
+
+    @contextmanager
+    def connection(self) -> Generator[sqlite3.Connection]:
+        """Lend a connection; what SQLite raises meanwhile becomes `LogFileError`."""
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = self._take()
+            yield connection
+        except sqlite3.Error as error:
+            raise LogFileError(
+                f"{self.database} cannot be read: {error}; expected an undamaged log that this "
+                "process may read; restore the file from a copy, or look at its permissions"
+            ) from error
+        finally:
+            if connection is not None:
+                if connection.in_transaction:
+                    connection.rollback()  # a read that is not ended keeps the file from shrinking
+                if self._keep and len(self._idle) < _CONNECTIONS_KEPT:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+
+    def close(self) -> None:
+        """Close the connections that are kept, and keep no more."""
+        self._keep = False
+        self._leave_to_the_parent()
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self) -> sqlite3.Connection:
+        self._leave_to_the_parent()
+        return self._idle.pop() if self._idle else self._open()
+
+    def _leave_to_the_parent(self) -> None:
+        """Forget, without closing them, connections that were open when this process was forked."""
+        if self._process != os.getpid():
+            _inherited.append(self._idle)
+            self._idle, self._process = [], os.getpid()
+
+    def _open(self) -> sqlite3.Connection:
+        if not self.database.exists():
+            raise LogFileError(
+                f"there is no file {self.database}; expected the log that was written there; "
+                "correct the path, or put the file back"
+            )
+        check_not_empty(self.database)
+        try:
+            return self._connect("mode=ro")
+        except sqlite3.OperationalError:
+            # SQLite needs a file for what readers share, even to read; where it cannot be made,
+            # nobody writes.
+            wal = self.database.with_name(f"{self.database.name}-wal")
+            if os.access(self.database.parent, os.W_OK) or wal.exists():
+                raise
+            return self._connect("mode=ro&immutable=1")
+
+    def _connect(self, query: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self.database.as_uri()}?{query}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            check_version(connection, self.database)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_inherited: Final[list[list[sqlite3.Connection]]] = []
 
 
 @dataclass(slots=True)
-class LoadedRun:
-    """A run as it is in the file, with the rows of its ancestors that count for it."""
+class Head:
+    """What the file says of a run, its rows apart."""
 
     run_id: int
+    run: str
     sequence: int
     name: str | None
     hyperparameters: dict[str, Any] | None
+    has_ended: bool
+    lineage: Lineage
     status: dict[str, Any]
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
 
 
-def load_run(database: Path, run: str) -> LoadedRun:
-    """Read the run of the hexadecimal id `run`; `UnknownRunError` if the file has none."""
-    try:
-        return _load_run(database, run)
-    except sqlite3.Error as error:
-        raise LogFileError(
-            f"the run {run!r} cannot be read from {database}: {error}; expected an undamaged log; "
-            "restore the file from a copy, or begin a new one"
-        ) from error
+class History:
+    """The records that count for a run, as they are in the file at each call."""
 
+    def __init__(self, readers: Readers, lineage: Lineage) -> None:
+        self.readers = readers
+        self.lineage = lineage
+        self._line: str | None = None  # the lineage as SQL, once all its runs are in the file
 
-def _load_run(database: Path, run: str) -> LoadedRun:
-    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-        # One transaction, so that a run which is being written is seen at one of its boundaries.
-        connection.execute("BEGIN")
-        lineage: list[tuple[int, int]] = connection.execute(LINEAGE, (run,)).fetchall()
-        if not lineage:
-            latest = connection.execute("SELECT run FROM runs ORDER BY id DESC LIMIT 3").fetchall()
-            raise UnknownRunError(
-                f"{database} has no run {run!r}; expected the id of one of its runs (the latest: "
-                f"{', '.join(name for (name,) in latest) or 'none'}); "
-                "SELECT run, started_at FROM runs lists them"
-            )
-        loaded = _load_head(connection, lineage[0][0])
+    @classmethod
+    def of(cls, readers: Readers, run: str) -> "tuple[History, Head]":
+        """Give the history of the run of this hexadecimal id; `UnknownRunError` without one."""
+        with readers.connection() as connection:
+            head = _read_head(connection, run, readers.database)
+        return cls(readers, head.lineage), head
+
+    def fork(self, run: str, last_time: int) -> "History":
+        """Give the history of a run that goes on from this one after `last_time`."""
+        past = [(name, min(time, last_time)) for name, time in self.lineage]
+        return History(self.readers, ((run, END_OF_TIME), *past))
+
+    def successor(self) -> "History | None":
+        """Give the history of the run that was resumed from this one, the latest of several."""
+        with self.readers.connection() as connection:
+            found = connection.execute(
+                "SELECT run, forked_at FROM runs WHERE resumed_from = ? ORDER BY id DESC LIMIT 1",
+                (self.lineage[0][0],),
+            ).fetchone()
+        return None if found is None else self.fork(*found)
+
+    def head(self) -> Head:
+        """Read what the file says of the run."""
+        with self.readers.connection() as connection:
+            return _read_head(connection, self.lineage[0][0], self.readers.database)
+
+    def row(self, time: int) -> dict[str, Any]:
+        """Read the records of one time."""
+        with self.readers.connection() as connection:
+            found = connection.execute(
+                f"{self._keys_of_line(connection)} SELECT keys.key, value FROM line_keys "
+                "CROSS JOIN stored_entries ON stored_entries.run = line_keys.run "
+                "AND stored_entries.key = line_keys.key AND time = ?1 "
+                "CROSS JOIN keys ON keys.id = line_keys.key "
+                "WHERE last_time >= ?1 ORDER BY distance DESC, keys.id",
+                (time,),
+            ).fetchall()
         # The furthest ancestor first, so that nearer ones write over it.
-        for run_id, last_time in reversed(lineage):
-            _load_rows(connection, loaded.rows, run_id, last_time)
-        return loaded
+        records = dict(found)
+        return {key: decode(value) for key, value in records.items() if value != DELETED}
+
+    def rows(self, first: int, last: int) -> dict[int, dict[str, Any]]:
+        """Read the records of the times from `first` to `last`, by time in ascending order.
+
+        All are held in memory: see `ranges`.
+        """
+        rows: dict[int, dict[str, Any]] = {}
+        with self.readers.connection() as connection:
+            for time, key, value in connection.execute(
+                f"{self._keys_of_line(connection)} SELECT time, keys.key, value FROM line_keys "
+                "CROSS JOIN stored_entries ON stored_entries.run = line_keys.run "
+                "AND stored_entries.key = line_keys.key "
+                "AND time BETWEEN ? AND MIN(last_time, ?) "
+                "CROSS JOIN keys ON keys.id = line_keys.key "
+                "ORDER BY distance DESC, keys.id",
+                (first, last),
+            ):
+                if value != DELETED:
+                    rows.setdefault(time, {})[key] = decode(value)
+                elif time in rows:
+                    rows[time].pop(key, None)
+        return {time: rows[time] for time in sorted(rows) if rows[time]}
+
+    def next_rows(self, first: int, last: int) -> tuple[int, dict[int, dict[str, Any]]]:
+        """Read what can be read in one go of a range, and tell up to which time that is."""
+        for begin, end in self.ranges(first, last):
+            return end, self.rows(begin, end)
+        return last, {}
+
+    def ranges(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Cut a range into such as can be read in one go, leaving out where there is nothing."""
+        while first <= last:
+            with self.readers.connection() as connection:
+                (found,) = connection.execute(
+                    f"{self._keys_of_line(connection)} SELECT MIN(time) FROM ("
+                    "SELECT last_time, (SELECT MIN(time) FROM stored_entries WHERE run = "
+                    "line_keys.run AND key = line_keys.key AND time >= ?) AS time "
+                    "FROM line_keys) WHERE time <= last_time",
+                    (first,),
+                ).fetchone()
+            if found is None or found > last:
+                return
+            first = found + TIMES_AT_ONCE
+            yield found, min(first - 1, last)
+
+    def times(self, first: int, last: int) -> list[int]:
+        """Give the times from `first` to `last` that have records, in ascending order."""
+        with self.readers.connection() as connection:
+            found = connection.execute(
+                f"{self._keys_of_line(connection)} SELECT DISTINCT time FROM ("
+                "SELECT time, MIN(distance), value FROM line_keys "
+                "CROSS JOIN stored_entries ON stored_entries.run = line_keys.run "
+                "AND stored_entries.key = line_keys.key "
+                "AND time BETWEEN ? AND MIN(last_time, ?) "
+                "GROUP BY time, stored_entries.key) WHERE value IS NOT x'' ORDER BY time",
+                (first, last),
+            ).fetchall()
+        return [time for (time,) in found]
+
+    def last_time(self) -> int:
+        """Give the latest time anything was written at, -1 if there is none."""
+        with self.readers.connection() as connection:
+            (found,) = connection.execute(
+                f"{self._keys_of_line(connection)} SELECT MAX((SELECT MAX(time) "
+                "FROM stored_entries WHERE run = line_keys.run AND key = line_keys.key "
+                "AND time <= last_time)) FROM line_keys"
+            ).fetchone()
+        return -1 if found is None else found
+
+    def series(self, key: str) -> list[list[tuple[int, Any]]]:
+        """Read the times and stored values of a key, a list for each run, the nearest last."""
+        with self.readers.connection() as connection:
+            return [
+                connection.execute(
+                    "SELECT time, value FROM stored_entries "
+                    "WHERE run = (SELECT id FROM runs WHERE run = ?) "
+                    "AND key = (SELECT id FROM keys WHERE key = ?) AND time <= ? ORDER BY time",
+                    (run, key, last_time),
+                ).fetchall()
+                for run, last_time in reversed(self.lineage)
+            ]
+
+    def keys(self) -> list[str]:
+        """Give the keys under which anything was recorded."""
+        with self.readers.connection() as connection:
+            found = connection.execute(
+                f"{self._keys_of_line(connection)} SELECT DISTINCT keys.key FROM line_keys "
+                "JOIN keys ON keys.id = line_keys.key ORDER BY keys.id"
+            ).fetchall()
+        return [key for (key,) in found]
+
+    def _keys_of_line(self, connection: sqlite3.Connection) -> str:
+        """Give SQL for the keys of each run: a seek for each key, where DISTINCT reads them all."""
+        line = self._line
+        if line is None:
+            ids = [
+                (found[0], last_time, distance)
+                for distance, (run, last_time) in enumerate(self.lineage)
+                if (
+                    found := connection.execute(
+                        "SELECT id FROM runs WHERE run = ?", (run,)
+                    ).fetchone()
+                )
+            ]
+            line = "VALUES " + ", ".join(map(str, ids or [(-1, -1, 0)]))
+            if len(ids) == len(self.lineage):
+                self._line = line
+        return (
+            f"WITH RECURSIVE line(run, last_time, distance) AS ({line}), "
+            "line_keys(run, last_time, distance, key) AS ("
+            "SELECT run, last_time, distance, "
+            "(SELECT MIN(key) FROM stored_entries WHERE run = line.run) FROM line UNION ALL "
+            "SELECT run, last_time, distance, (SELECT MIN(key) FROM stored_entries "
+            "WHERE run = line_keys.run AND key > line_keys.key) "
+            "FROM line_keys WHERE key IS NOT NULL)"
+        )
 
 
-def _load_head(connection: sqlite3.Connection, run_id: int) -> LoadedRun:
-    name, hyperparameters, sequence = connection.execute(
-        "SELECT name, hyperparameters, sequence FROM runs WHERE id = ?", (run_id,)
+def _read_head(connection: sqlite3.Connection, run: str, database: Path) -> Head:
+    # One transaction, so that a run which is being written is seen at one of its boundaries.
+    connection.execute("BEGIN")
+    lineage = connection.execute(LINEAGE, (run,)).fetchall()
+    if not lineage:
+        latest = connection.execute("SELECT run FROM runs ORDER BY id DESC LIMIT 3").fetchall()
+        raise UnknownRunError(
+            f"{database} has no run {run!r}; expected the id of one of its runs (the latest: "
+            f"{', '.join(name for (name,) in latest) or 'none'}); "
+            "SELECT run, started_at FROM runs lists them"
+        )
+    run_id = lineage[0][0]
+    name, hyperparameters, sequence, ended_at = connection.execute(
+        "SELECT name, hyperparameters, sequence, ended_at FROM runs WHERE id = ?", (run_id,)
     ).fetchone()
-    status = connection.execute(
+    stored = connection.execute(
         "SELECT keys.key, value FROM stored_status "
         "JOIN keys ON keys.id = stored_status.key WHERE run = ?",
         (run_id,),
     )
-    return LoadedRun(
+    status = {key: decode(value) for key, value in stored if value != DELETED}
+    ends = connection.execute(
+        "SELECT time FROM stored_epochs WHERE run = ? ORDER BY epoch", (run_id,)
+    ).fetchall()
+    if ends:
+        before = status.get("_epoch_ends", ())
+        status["_epoch_ends"] = FrozenList([*before, *(time for (time,) in ends)])
+    connection.execute("COMMIT")
+    return Head(
         run_id=run_id,
+        run=run,
         sequence=sequence,
         name=name,
         hyperparameters=None if hyperparameters is None else decode(hyperparameters.encode()),
-        status={key: decode(value) for key, value in status if value != DELETED},
+        has_ended=ended_at is not None,
+        lineage=tuple((name, last_time) for _, name, last_time in lineage),
+        status=status,
     )
-
-
-def _load_rows(
-    connection: sqlite3.Connection, rows: dict[int, dict[str, Any]], run_id: int, last_time: int
-) -> None:
-    records = connection.execute(
-        "SELECT time, keys.key, value FROM stored_entries "
-        "JOIN keys ON keys.id = stored_entries.key WHERE run = ? AND time <= ?",
-        (run_id, last_time),
-    )
-    for time, key, value in records:
-        if value == DELETED:
-            rows.get(time, {}).pop(key, None)
-        else:
-            rows.setdefault(time, {})[key] = decode(value)

@@ -1,13 +1,23 @@
 """Rows and status: dictionaries that check what is put into them and note each change."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeAlias
+from itertools import chain
+from typing import Any, Final, Protocol, Self, TypeAlias
 
-from aloop.log.values import DELETED, FrozenList, normalise, normalise_key
+from aloop.log.values import DELETED, FrozenList, measure, normalise, normalise_key
 from aloop.protocols import Record
 
-__all__ = ["RUN_START", "STATUS", "Change", "Row", "RunStart", "Status"]
+__all__ = [
+    "EPOCH_END",
+    "RUN_START",
+    "STATUS",
+    "Change",
+    "Changes",
+    "Row",
+    "RunStart",
+    "Status",
+]
 
 # dict's own assignment, which checks nothing and notes nothing; super() takes twice as long.
 _set: Final = dict[str, Any].__setitem__
@@ -17,6 +27,14 @@ STATUS: Final = -1
 
 RUN_START: Final = -2
 """Stands in a `Change` where the time would be, for the start of a run."""
+
+EPOCH_END: Final = -3
+"""Stands in a `Change` where the time would be, for an epoch that ended."""
+
+_SMALL: Final = frozenset({float, int, bool, type(None)})
+
+LARGE: Final = 256
+"""Bytes above which a value counts by its size, and not just as one record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +53,109 @@ class RunStart:
 
 Change: TypeAlias = tuple[int, str, Any]
 """A record ``(time, key, value)``, its value perhaps `DELETED`; one of the status, with `STATUS` as
-its time; or the start of a run, with `RUN_START` as its time and a `RunStart` as its value."""
+its time; the start of a run, with `RUN_START` and a `RunStart` as its value; or an epoch that
+ended, with `EPOCH_END` and as its value the number of the epoch and the time."""
+
+
+class Changes(list[Change]):
+    """What was written to a log and nobody has handed over yet, in the order in which it came.
+
+    A commit point marks how far it may be handed over: what follows belongs to a boundary that is
+    still in the making. What was handed over is `on_its_way` until it is known to be written.
+    """
+
+    __slots__ = (
+        "_at_mark",
+        "_noted",
+        "_sizes",
+        "_taken",
+        "_written",
+        "marked",
+        "on_its_way",
+        "row_bytes",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marked = 0
+        """How many of the changes are behind the last commit point."""
+        self.on_its_way: list[Change] = []
+        """The changes that were handed over and may not be written yet."""
+        self.row_bytes = 0
+        """The bytes of the large values in the rows that are in memory."""
+        self._sizes: dict[int, int] = {}  # the same by time
+        # Bytes of large values, since the beginning: noted, at the last commit point, handed over,
+        # and written.
+        self._noted = self._at_mark = self._taken = self._written = 0
+
+    @property
+    def unwritten_records(self) -> int:
+        """How many changes are not known to be written."""
+        return len(self) + len(self.on_its_way)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """The bytes of the large values among them."""
+        return self._noted - self._written
+
+    def unwritten(self) -> Iterator[Change]:
+        """Give the changes that are not known to be written, in the order in which they came."""
+        return chain(self.on_its_way, self)
+
+    def note_size(self, time: int, size: int) -> None:
+        """Count a large value that was noted for this time."""
+        self._noted += size
+        if time >= 0:
+            self.count_row(time, size)
+
+    def count_row(self, time: int, size: int) -> None:
+        """Count so many more bytes for the row of this time."""
+        self._sizes[time] = self._sizes.get(time, 0) + size
+        self.row_bytes += size
+
+    def forget_row(self, time: int) -> None:
+        """Count the row of this time no longer: it is out of memory."""
+        if self._sizes:
+            self.row_bytes -= self._sizes.pop(time, 0)
+
+    def mark(self) -> None:
+        """Mark a commit point behind all that was noted so far."""
+        self.marked = len(self)
+        self._at_mark = self._noted
+
+    def put_first(self, change: Change) -> None:
+        """Put a change before all others; it belongs to what the last commit point covers."""
+        self.insert(0, change)
+        self.marked += bool(self.marked)
+
+    def take(self) -> list[Change]:
+        """Hand over what is behind the last commit point."""
+        self.on_its_way = self[: self.marked]
+        # In place: rows and status append to this very list.
+        del self[: self.marked]
+        self.marked = 0
+        self._taken = self._at_mark
+        return self.on_its_way
+
+    def settle(self) -> None:
+        """Hear that what was handed over is written."""
+        self.on_its_way = []
+        self._written = self._taken
+
+    def put_back(self) -> None:
+        """Take back what was handed over: it could not be written."""
+        self[:0] = self.on_its_way
+        self.marked += len(self.on_its_way)
+        self.on_its_way = []
+        self._taken = self._written
+
+
+class _Noting(Protocol):
+    """Where a row notes its changes."""
+
+    def append(self, change: Change, /) -> None: ...
+
+    def note_size(self, time: int, size: int, /) -> None: ...
 
 
 class _Records(dict[str, Any]):
@@ -43,7 +163,7 @@ class _Records(dict[str, Any]):
 
     __slots__ = ("__weakref__", "_pending", "_time")
 
-    def __init__(self, time: int, pending: list[Change] | None) -> None:
+    def __init__(self, time: int, pending: _Noting | None) -> None:
         self._time = time
         self._pending = pending
 
@@ -56,16 +176,18 @@ class _Records(dict[str, Any]):
         _set(self, key, value)
         if self._pending is not None:
             self._pending.append((self._time, key, value))
-
-    def detach(self) -> None:
-        """Note no more changes: these records no longer belong to the log."""
-        self._pending = None
+            if type(value) not in _SMALL and (size := measure(value)) > LARGE:
+                self._pending.note_size(self._time, size)
 
     def write_trusted(self, key: str, value: Record) -> None:
         """Write a value that is known to be in the log's own form, whatever its size."""
         super().__setitem__(key, value)
         if self._pending is not None:
             self._pending.append((self._time, key, value))
+
+    def note_changes_in(self, pending: _Noting | None) -> None:
+        """Note changes there from now on; nowhere when the records left the log for good."""
+        self._pending = pending
 
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
@@ -130,18 +252,27 @@ class Row(_Records):
 
     __slots__ = ()
 
+    @property
+    def time(self) -> int:
+        """The number of iterations that were done when these records were made."""
+        return self._time
+
 
 class Status(_Records):
     """What holds of the training now: a dictionary from text to values."""
 
     __slots__ = ()
 
-    def __init__(self, pending: list[Change] | None) -> None:
+    def __init__(self, pending: Changes | None) -> None:
         super().__init__(STATUS, pending)
 
     def declare(self, defaults: Mapping[str, Record]) -> None:
         """Give keys that are absent a value, without noting it as a change."""
         self.restore({k: normalise(k, v) for k, v in defaults.items() if k not in self})
+
+    def snapshot(self) -> dict[str, Any]:
+        """Give a copy that stays as it is."""
+        return {k: FrozenList(v) if k == "_epoch_ends" else v for k, v in self.items()}
 
     def advance(self) -> int:
         """Count an iteration, and give how many are done.
@@ -155,6 +286,18 @@ class Status(_Records):
     def end_epoch(self) -> None:
         """Count an epoch that ended at the current iteration."""
         self["epochs_done"] = self["epochs_done"] + 1
-        # Not through __setitem__: the list of a long training outgrows what users may store.
-        ends = FrozenList([*self["_epoch_ends"], self["iterations_done"]])
-        self.write_trusted("_epoch_ends", ends)
+        change = self.append_epoch_end(self["iterations_done"])
+        if self._pending is not None:
+            self._pending.append(change)
+
+    def append_epoch_end(self, time: int) -> Change:
+        """Add the time at which an epoch ended, and give the change that says so.
+
+        The list grows in place: copying it at each epoch would make many epochs slow.
+        """
+        ends = self["_epoch_ends"]
+        if type(ends) is not FrozenList:
+            ends = FrozenList(ends)
+            _set(self, "_epoch_ends", ends)
+        list[int].append(ends, time)
+        return EPOCH_END, "_epoch_ends", (len(ends), time)

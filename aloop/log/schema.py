@@ -1,9 +1,9 @@
 """The tables of a log file.
 
-People query the table `runs` and the views `entries(run, time, key, value)` and
-`status(run, key, value)`, in which runs and keys are text. The tables behind the views hold small
-integer ids for both: half the bytes of text ids. `stored_entries` is clustered by run, key and
-time, so that a series is one range scan.
+People query the table `runs` and the views `entries(run, time, key, value)`,
+`status(run, key, value)` and `epochs(run, epoch, time)`, in which runs and keys are text. The
+tables behind the views hold small integer ids for both: half the bytes of text ids.
+`stored_entries` is clustered by run, key and time, so that a series is one range scan.
 """
 
 from typing import Final
@@ -36,7 +36,8 @@ CREATE: Final = (
         started_at TEXT NOT NULL,       -- ISO 8601, UTC
         resumed_from TEXT,              -- the hexadecimal id of the run before
         forked_at INTEGER,              -- the last time of that run which counts for this one
-        sequence INTEGER NOT NULL       -- the number of the last commit point in this file
+        sequence INTEGER NOT NULL,      -- the number of the last commit point in this file
+        ended_at TEXT                   -- ISO 8601, UTC; NULL while it runs, or if it was killed
     ) STRICT
     """,
     """
@@ -62,6 +63,14 @@ CREATE: Final = (
         PRIMARY KEY (run, key)
     ) STRICT, WITHOUT ROWID
     """,
+    """
+    CREATE TABLE stored_epochs (
+        run INTEGER NOT NULL REFERENCES runs(id),
+        epoch INTEGER NOT NULL,         -- from 1 on
+        time INTEGER NOT NULL,
+        PRIMARY KEY (run, epoch)
+    ) STRICT, WITHOUT ROWID
+    """,
     # Each durable commit changes this one row: a transaction that writes nothing syncs nothing.
     "CREATE TABLE barriers (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER) STRICT",
     "INSERT INTO barriers VALUES (1, 0)",
@@ -79,19 +88,25 @@ CREATE: Final = (
     FROM stored_status
     JOIN runs ON runs.id = stored_status.run
     JOIN keys ON keys.id = stored_status.key
-    WHERE value IS NOT x''
+    WHERE value IS NOT x'' AND keys.key <> '_epoch_ends'
+    """,
+    """
+    CREATE VIEW epochs AS
+    SELECT runs.run AS run, epoch, time
+    FROM stored_epochs JOIN runs ON runs.id = stored_epochs.run
     """,
 )
 
 # A run and its ancestors, nearest first, each with the last time at which its rows count. A fork
 # further down the line can only lower that limit.
 LINEAGE: Final = """
-    WITH RECURSIVE lineage(id, last_time, resumed_from, forked_at, distance) AS (
-        SELECT id, 9223372036854775807, resumed_from, forked_at, 0 FROM runs WHERE run = ?
+    WITH RECURSIVE lineage(id, run, last_time, resumed_from, forked_at, distance) AS (
+        SELECT id, run, 9223372036854775807, resumed_from, forked_at, 0 FROM runs WHERE run = ?
         UNION ALL
-        SELECT runs.id, MIN(lineage.last_time, lineage.forked_at),
+        SELECT runs.id, runs.run, MIN(lineage.last_time, lineage.forked_at),
                runs.resumed_from, runs.forked_at, distance + 1
         FROM lineage JOIN runs ON runs.run = lineage.resumed_from
+        WHERE distance < 100000  -- a damaged file may go round in a circle
     )
-    SELECT id, last_time FROM lineage ORDER BY distance
+    SELECT id, run, last_time FROM lineage ORDER BY distance
 """

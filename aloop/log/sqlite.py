@@ -1,23 +1,36 @@
 """The training log that persists in SQLite."""
 
 import asyncio
+import os
 import uuid as uuid_module
 import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Final, Literal, Self
+from weakref import WeakSet
 
 from aloop.config import config
-from aloop.errors import JournalError, UnknownRunError
+from aloop.errors import ArgumentError, JournalError, UnknownRunError
 from aloop.log.base import TrainingLog
 from aloop.log.connection import Group, Writer
 from aloop.log.journal import MEMORY, Journal
-from aloop.log.reading import load_run
-from aloop.log.records import RUN_START, STATUS, Change
+from aloop.log.reading import END_OF_TIME, History, Readers
+from aloop.log.records import EPOCH_END, RUN_START, STATUS, Changes
+from aloop.log.rows import Rows
 from aloop.log.values import DELETED
+from aloop.log.window import WindowedRows
 
 __all__ = ["SQLiteLog"]
+
+WINDOW_ROWS: Final = 4096
+"""How many rows the logs of one file keep in memory together, once they are in the file."""
+
+WINDOW_BYTES: Final = 16 << 20
+"""How many bytes of large values (texts, arrays and the like) they keep in memory together."""
+
+LEAST_ROWS: Final = 16
+"""How many rows each log keeps at least, however many share the window."""
 
 
 class SQLiteLog(TrainingLog):
@@ -25,6 +38,7 @@ class SQLiteLog(TrainingLog):
 
     Reads and writes are those of `TrainingLog`: in memory and synchronous. What the run commits
     is written by a task of its own, in transactions of whole boundaries, at most 20 ms later.
+    Memory keeps the newest rows; older ones are read back from the file when they are asked for.
     The run opens and closes the log by itself; elsewhere use ``async with log:``. After the run
     it can still be read. The tables are described in the documentation's page on the log.
 
@@ -33,45 +47,62 @@ class SQLiteLog(TrainingLog):
             `sqlite_database` by default. Many logs, of many processes, can share a file.
         uuid: the id of a run in the file, whose records become those of this log when it is
             opened; a new run by default.
+        durability: ``"normal"``: a power cut can take what was written since the last barrier (the
+            end of an epoch or of the run, a `flush`); ``"full"``: every commit is a barrier. The
+            end of the process, even by ``kill -9``, takes nothing that was written either way.
+        if_in_use: what opening does while another process, or another event loop, writes to the
+            file: ``"wait"``: both write, and each waits for the other's transactions; ``"refuse"``:
+            raise `LogInUseError`.
 
     Opening raises `LogFileError` for a file that is not a log, `UnknownRunError` for an id that
     is not in it. When the file cannot be written, `JournalError` is raised at the next commit
     point, and by `flush` and `close`; the records are then still in memory.
+
+    In a process that was forked from the log's own, the log goes on as a run of its own, which is
+    resumed from the one before.
     """
 
     def __init__(
         self,
         database: str | Path | None = None,
         uuid: "uuid_module.UUID | str | None" = None,
+        *,
+        durability: Literal["normal", "full"] = "normal",
+        if_in_use: Literal["wait", "refuse"] = "wait",
     ) -> None:
-        super().__init__(uuid)
+        self._is_durable = _choice("durability", durability, "normal", "full")
+        self._refuses_others = _choice("if_in_use", if_in_use, "wait", "refuse")
         name = config.sqlite_database if database is None else database
         self.database: str | Path = (
             MEMORY if str(name) == MEMORY else Path(name).expanduser().absolute()
         )
+        self._unwritten = Changes()
+        super().__init__(uuid)
         self._written_sequence = 0
         # A run that was asked for is read when the log is first opened. A new one starts then,
         # so that its start tells what its status and name are by that time.
         self._unread = uuid is not None
         self._started = False
         self._writer = Writer()
-        # How many of the pending changes are behind a commit point, and the count of iterations
-        # there, which is noted as no change; None once it was handed over.
-        self._committed = 0
+        # The count of iterations at the last commit point, which is noted as no change; None once
+        # it was handed over.
         self._iterations_done: int | None = None
         self._failure: Exception | None = None  # of the last attempt to write
         self._is_noted = False  # whether the journal knows that there is something committed
         self._journal: Journal | None = None
         self._holders = 0  # how many have opened the log and not closed it
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._inherited = 0  # how many records are another process's to write, after a fork
+        _logs.add(self)
 
-    def _make_pending(self) -> list[Change] | None:
-        return []
+    def _note_changes(self) -> Changes:
+        return self._unwritten
 
-    @property
-    def _changes(self) -> list[Change]:
-        assert self._pending is not None
-        return self._pending
+    def _make_rows(self) -> Rows:
+        if self.database == MEMORY:
+            return Rows(self._unwritten)  # for which there is no second connection
+        readers = Readers(Path(self.database), keep=False)
+        return WindowedRows(self._unwritten, History(readers, ((self.h_uuid, END_OF_TIME),)))
 
     @property
     def is_open(self) -> bool:
@@ -86,22 +117,25 @@ class SQLiteLog(TrainingLog):
         async with self._lock():
             if self._live_journal() is None:
                 self._refuse_missing_file()
-                journal = await Journal.acquire(self.database)
+                journal = await Journal.acquire(self.database, alone=self._refuses_others)
                 try:
                     if self._unread:
-                        await self._read()
+                        await self._read(journal)
                 except BaseException:
                     await journal.release()
                     raise
                 self._start_run_if_new()
                 self._journal = journal
+                self._read_over(journal.readers)
+            if not self._holders:
+                self._has_ended = False
             self._holders += 1
         return self
 
     async def close(self) -> None:
         """Write what is left, and close the file if it was opened no more often than closed.
 
-        Reading goes on from memory. A run that uses the log keeps it open.
+        Reading goes on. A run that uses the log keeps it open.
         """
         async with self._lock():
             journal = self._live_journal()
@@ -111,12 +145,25 @@ class SQLiteLog(TrainingLog):
             if journal is None:  # its task was cancelled, with all others perhaps
                 journal = self._journal = await Journal.acquire(self.database)
             self._holders -= 1
+            if not self._holders:
+                self._end()
             try:
                 await self._write(journal)
             finally:
                 if not self._holders:
-                    self._journal = None
+                    self._leave(journal)
                     await journal.release()
+
+    def _leave(self, journal: Journal) -> None:
+        """Let go of the journal; what has left memory is read over connections of the log's own."""
+        self._journal = None
+        self._is_noted = False
+        journal.backlog.forget(self)
+        self._read_over(Readers(journal.readers.database, keep=False))
+
+    def _read_over(self, readers: Readers) -> None:
+        if isinstance(self._rows, WindowedRows):
+            self._rows.history.readers = readers
 
     async def flush(self) -> None:
         """Wait until what was written up to the last commit point is on the disk.
@@ -127,9 +174,31 @@ class SQLiteLog(TrainingLog):
         journal = self._live_journal()
         if journal is not None:
             await self._write(journal)
-        elif self._changes or self._unread:
+        elif self._unwritten or self._unread:
             async with self:  # which writes everything when it closes
                 pass
+
+    async def keep_up(self) -> None:
+        """Wait while so much is to be written that memory would fill up.
+
+        Raises `JournalError` if the file could not be written.
+        """
+        journal = self._live_journal()
+        if journal is None:
+            return
+        self._count(journal)
+        if journal.backlog.is_full:
+            await journal.make_room(self)
+            if self._failure is not None:
+                raise self._journal_error() from self._failure
+
+    def _count(self, journal: Journal) -> None:
+        """Tell the journal how much is to be written; what failed does not hold up others."""
+        changes = self._unwritten
+        if self._failure is None:
+            journal.backlog.count(self, changes.unwritten_records, changes.unwritten_bytes)
+        else:
+            journal.backlog.count(self, 0, 0)
 
     async def _write(self, journal: Journal) -> None:
         if not self._in_session:
@@ -164,8 +233,7 @@ class SQLiteLog(TrainingLog):
         """Put the start of the run before all changes, so that it is written first."""
         if not self._started:
             self._started = True
-            self._changes.insert(0, self._run_start(None, None))
-            self._committed += bool(self._committed)
+            self._unwritten.put_first(self._run_start(None, None))
 
     def commit(self, *, durable: bool = False) -> None:
         """Mark a commit point; see `TrainingLog.commit`.
@@ -191,6 +259,8 @@ class SQLiteLog(TrainingLog):
             )
         self._start_run_if_new()
         super().resume()
+        if isinstance(self._rows, WindowedRows):
+            self._rows.history = self._rows.history.fork(self.h_uuid, self._forked_at)
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[None]:
@@ -201,32 +271,39 @@ class SQLiteLog(TrainingLog):
     def take_group(self) -> Group | None:
         """Hand over what is committed and not yet written; the journal calls this."""
         self._is_noted = False
-        if not self._committed and self.sequence == self._written_sequence:
+        if not self._unwritten.marked and self.sequence == self._written_sequence:
             return None
+        changes = self._unwritten.take()
         if self._iterations_done is not None:
-            counted = (STATUS, "iterations_done", self._iterations_done)
-            self._changes.insert(self._committed, counted)
-            self._committed += 1
+            changes.append((STATUS, "iterations_done", self._iterations_done))
             self._iterations_done = None  # until the next commit point
-        changes = self._changes[: self._committed]
-        # In place: rows and status append to this very list.
-        del self._changes[: self._committed]
-        self._committed = 0
         self._written_sequence = self.sequence
-        return Group(self._writer, changes, self.sequence)
+        return Group(self._writer, changes, self.sequence, self._is_durable, self._has_ended)
 
     def settle(self, group: Group) -> None:
-        """Take back a group that could not be written; the journal calls this."""
+        """Hear that a group was written, or take it back; the journal calls this."""
         self._failure = group.failure
-        if group.failure is not None:
-            self._changes[:0] = group.changes
-            self._committed += len(group.changes)
+        if group.failure is None:
+            self._unwritten.settle()
+        else:
+            self._unwritten.put_back()
             self._written_sequence = -1
             self._is_noted = False
+        if self._journal is not None:
+            self._count(self._journal)
+            if isinstance(self._rows, WindowedRows):
+                self._rows.trim(
+                    self._journal.share(WINDOW_ROWS, LEAST_ROWS),
+                    self._journal.share(WINDOW_BYTES, 0),
+                )
+
+    def has_failed(self) -> bool:
+        """Say whether the last attempt to write failed; the journal calls this."""
+        return self._failure is not None
 
     def _mark(self) -> None:
-        self.sequence += 1
-        self._committed = len(self._changes)
+        super().commit()
+        self._unwritten.mark()
         self._iterations_done = self.status.get("iterations_done")
 
     def _refuse_missing_file(self) -> None:
@@ -237,33 +314,60 @@ class SQLiteLog(TrainingLog):
                 "expected the file the run was written to; correct the path, or leave uuid out"
             )
 
-    async def _read(self) -> None:
-        """Fill rows and status from the file; what was written before the opening wins."""
-        if isinstance(self.database, str):
+    async def _read(self, journal: Journal) -> None:
+        """Take over the run from the file; what was written before the opening wins."""
+        if not isinstance(self._rows, WindowedRows):
             raise UnknownRunError(
                 f"the log has no run {self.h_uuid!r}: a {MEMORY} database is empty when it is "
                 "opened; leave uuid out, or give the path of a file"
             )
-        loaded = await asyncio.to_thread(load_run, self.database, self.h_uuid)
+        history, head = await asyncio.to_thread(History.of, journal.readers, self.h_uuid)
         self._iterations_done = None  # a commit point before the reading counted nothing yet
         self._unread, self._started = False, True
-        self._writer.run_id, self._writer.run = loaded.run_id, self.h_uuid
-        self.sequence = self._written_sequence = loaded.sequence
-        self.name, self.hyperparameters = loaded.name, loaded.hyperparameters
-        gone = dict.fromkeys(self.status.keys() - loaded.status.keys(), DELETED)
-        self.status.restore(gone | loaded.status)
-        for time, records in loaded.rows.items():
-            self[time].restore(records)
-        for change in self._changes:
-            time, key, value = change
+        self._writer.run_id, self._writer.run = head.run_id, head.run
+        self.sequence = self._written_sequence = head.sequence
+        self.name, self.hyperparameters = head.name, head.hyperparameters
+        gone = dict.fromkeys(self.status.keys() - head.status.keys(), DELETED)
+        self.status.restore(gone | head.status)
+        self._rows.look_in(history)
+        for place, (time, key, value) in enumerate(self._unwritten):
             assert time != RUN_START, "an unread log cannot be resumed"
-            records = self.status if time == STATUS else self[time]
-            records.restore({key: value})
+            if time == EPOCH_END:
+                self._unwritten[place] = self.status.append_epoch_end(value[1])
+            else:
+                records = self.status if time == STATUS else self._rows[time]
+                records.restore({key: value})
+
+    def go_on_after_fork(self) -> None:
+        """Become a log of this process, which was forked from the log's own.
+
+        What was to be written there is written here as well, as records of a run of its own: the
+        other process may not have come to it.
+        """
+        self._journal, self._opening, self._holders = None, None, 0
+        self._is_noted = self._in_session = False
+        self._failure = None
+        if self._unread:
+            return
+        if not self._started:
+            self.uuid = uuid_module.uuid4()
+            if isinstance(self._rows, WindowedRows):
+                readers = self._rows.history.readers
+                self._rows.history = History(readers, ((self.h_uuid, END_OF_TIME),))
+            return
+        self._unwritten.put_back()
+        changes = [change for change in self._unwritten if change[0] >= 0]
+        self._unwritten.clear()
+        self._unwritten.marked = 0
+        self._writer = Writer()
+        self.resume()
+        self._unwritten += [change for change in changes if change[0] <= self._forked_at]
+        self._inherited = len(changes)
 
     def __del__(self) -> None:
-        changes = getattr(self, "_pending", None) or ()
-        lost = sum(1 for time, _, _ in changes if time >= 0)
-        if lost:
+        changes = getattr(self, "_changes", None) or ()
+        lost = sum(1 for time, _, _ in changes if time >= 0) - getattr(self, "_inherited", 0)
+        if lost > 0:
             warnings.warn(
                 f"{lost} records written to the log {self.database} outside a run were never "
                 "saved; await log.flush() after the last of them",
@@ -271,3 +375,23 @@ class SQLiteLog(TrainingLog):
                 stacklevel=1,
                 source=self,
             )
+
+
+def _choice(name: str, given: object, usual: str, other: str) -> bool:
+    """Say whether the argument is the other of its two values."""
+    if given not in (usual, other):
+        raise ArgumentError(f"{name} is {given!r}; expected {usual!r} or {other!r}; leave it out")
+    return given == other
+
+
+_logs: Final[WeakSet[SQLiteLog]] = WeakSet()
+
+
+def _after_fork() -> None:
+    Journal.leave_to_the_parent()
+    for log in list(_logs):
+        log.go_on_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

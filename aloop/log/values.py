@@ -30,6 +30,7 @@ __all__ = [
     "decode",
     "encode",
     "encode_json",
+    "measure",
     "normalise",
     "normalise_key",
 ]
@@ -47,6 +48,7 @@ Stored: TypeAlias = int | float | str | bytes | None
 """What SQLite has types for."""
 
 _INT64 = range(-(2**63), 2**63)
+_NUMPY_FLOATS = frozenset({np.float16, np.float32, np.float64})  # what most steps compute
 _TAGS = ("$array", "$tuple", "$dict")
 _HOLDABLE = (
     "numbers, text, booleans, None, and lists, tuples, dictionaries and small arrays of those"
@@ -119,6 +121,8 @@ def normalise(key: str, value: Any) -> Any:
         return value
     if kind is int:
         return value if value in _INT64 else _refuse_int(key, value)
+    if kind in _NUMPY_FLOATS:
+        return float(value)
     try:
         value = _normalise(key, value, 0)
     except RecursionError:
@@ -129,6 +133,23 @@ def normalise(key: str, value: Any) -> Any:
     if not isinstance(value, int | float):  # numbers, which numpy's scalars have become
         _check_size(key, value)
     return value
+
+
+def measure(value: Any) -> int:
+    """Give about how many bytes a normalised value takes, 0 for a number."""
+    match value:
+        case str():
+            return len(value)
+        case np.ndarray():
+            return cast("np.ndarray[Any, Any]", value).nbytes
+        case list() | tuple():
+            items = cast("list[Any]", value)
+            return 8 * len(items) + sum(map(measure, items))
+        case dict():
+            pairs = cast("dict[str, Any]", value).items()
+            return sum([64 + len(key) + measure(item) for key, item in pairs])
+        case _:
+            return 0
 
 
 def encode(value: Any) -> Stored:

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 import numpy as np
 
 from aloop.log.base import TrainingLog
+from aloop.log.reading import END_OF_TIME, History, Readers
 from aloop.log.sqlite import SQLiteLog
 
 FAIL = """
@@ -73,6 +74,16 @@ async def reopen(log, run=None):
     async with SQLiteLog(log.database, run or log.uuid) as other:
         pass
     return other
+
+
+def load_run(database, run):
+    """Read a whole run from the file: what the file says of it, and its rows."""
+    readers = Readers(database, keep=True)
+    try:
+        history, head = History.of(readers, run)
+        return head, history.rows(0, END_OF_TIME)
+    finally:
+        readers.close()
 
 
 async def until(condition):

@@ -29,8 +29,8 @@ def log(request, database):
     """An empty log of each backend, whose writes are not to be saved."""
     log = make_log(request.param, database)
     yield log
-    if log._pending is not None:
-        log._pending.clear()
+    if log._changes is not None:
+        log._changes.clear()
 
 
 # ------------------------------------------------------------------ times
@@ -231,7 +231,7 @@ def test_declare_leaves_keys_that_are_there(log):
 def test_declare_is_not_a_change(database):
     log = SQLiteLog(database)
     log.status.declare({"best": 2})
-    assert log._pending == []
+    assert log._changes == []
 
 
 def test_declare_refuses_what_the_log_cannot_hold(log):
@@ -537,7 +537,7 @@ def test_writing_takes_no_event_loop(database):
     log.commit()
     log.resume()
     assert not database.exists()
-    log._pending.clear()
+    log._changes.clear()
 
 
 def test_flush_of_a_memory_log_returns_at_once():

@@ -591,7 +591,7 @@ async def test_cancelling_a_flush_loses_nothing(database):
     log[0]["cost"] = 0.5
     with locked(database):
         task = asyncio.create_task(log.flush())
-        await until(lambda: not log._pending)  # the record is on its way
+        await until(lambda: not log._changes)  # the record is on its way
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -606,7 +606,7 @@ async def test_cancelling_one_flush_leaves_the_others_waiting_for_theirs(databas
     log[0]["cost"] = 0.5
     with locked(database):
         one, two = asyncio.create_task(log.flush()), asyncio.create_task(log.flush())
-        await until(lambda: not log._pending)
+        await until(lambda: not log._changes)
         one.cancel()
         await asyncio.wait([one])
         assert not two.done()
@@ -620,7 +620,7 @@ async def test_cancelling_a_close_loses_nothing(database):
     log[0]["cost"] = 0.5
     with locked(database):
         task = asyncio.create_task(log.close())
-        await until(lambda: not log._pending)
+        await until(lambda: not log._changes)
         task.cancel()
         await asyncio.sleep(0)
     await asyncio.wait([task])
@@ -644,7 +644,7 @@ async def test_writing_waits_for_the_lock_of_another_connection(database):
     log[0]["cost"] = 0.5
     with locked(database):
         task = asyncio.create_task(log.flush())
-        await until(lambda: not log._pending)
+        await until(lambda: not log._changes)
     await task
     assert entries_of(database, log) == [(0, "cost", 0.5)]
     await log.close()
@@ -671,7 +671,7 @@ async def test_log_can_be_opened_when_its_journals_task_was_cancelled(database):
     try:
         await second.flush()
     finally:
-        second._pending.clear()
+        second._changes.clear()
     assert entries_of(database, second) == [(0, "cost", 0.5)]
 
 
@@ -684,7 +684,7 @@ async def test_flush_goes_on_when_the_journals_task_was_cancelled(database):
     try:
         await log.flush()
     finally:
-        log._pending.clear()
+        log._changes.clear()
     assert entries_of(database, log) == [(0, "cost", 0.5)]
 
 
@@ -722,7 +722,7 @@ def test_end_of_the_event_loop_writes_what_was_committed_while_the_file_was_lock
         log[0]["cost"] = 0.5
         log.commit()
         log._journal._wake.set()
-        await until(lambda: not log._pending)
+        await until(lambda: not log._changes)
         asyncio.get_running_loop().call_later(0.01, lock.__exit__, None, None, None)
         return log
 
@@ -748,7 +748,7 @@ def test_log_left_open_by_one_event_loop_goes_on_in_the_next(database, way):
     try:
         asyncio.run(go_on())
     finally:
-        log._pending.clear()
+        log._changes.clear()
     assert entries_of(database, log) == [(0, "cost", 0.5), (1, "cost", 0.25)]
 
 

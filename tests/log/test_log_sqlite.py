@@ -119,8 +119,8 @@ async def test_inner_opening_does_not_close_the_outer_one(database):
         async with log:
             pass
         log[0]["cost"] = 0.5
-    lost = len(log._pending)
-    log._pending.clear()
+    lost = len(log._changes)
+    log._changes.clear()
     assert (entries_of(database, log), lost) == ([(0, "cost", 0.5)], 0)
 
 
@@ -131,16 +131,16 @@ async def test_opening_inside_a_session_does_not_end_its_writing(database):
             pass
         log[0]["cost"] = 0.5
         log.commit()
-    lost = len(log._pending)
-    log._pending.clear()
+    lost = len(log._changes)
+    log._changes.clear()
     assert (entries_of(database, log), lost) == ([(0, "cost", 0.5)], 0)
 
 
-async def test_existing_empty_file_becomes_a_log(database):
+async def test_existing_empty_file_is_refused_and_left_alone(database):
     database.touch()
-    async with SQLiteLog(database) as log:
-        log[0]["cost"] = 0.5
-    assert rows_of(await reopen(log)) == {0: {"cost": 0.5}}
+    with pytest.raises(LogFileError, match=r"0 bytes.*delete it to begin a new log"):
+        await SQLiteLog(database).open()
+    assert database.stat().st_size == 0
 
 
 async def test_empty_database_of_sqlite_becomes_a_log(database):
@@ -256,7 +256,7 @@ async def test_file_that_went_away_is_an_error_and_not_a_loss(database):
         with pytest.raises(AloopError):
             await log.flush()
     finally:
-        log._pending.clear()
+        log._changes.clear()
 
 
 async def test_file_that_was_replaced_by_another_log_is_an_error_and_not_a_mix(database):
@@ -273,7 +273,7 @@ async def test_file_that_was_replaced_by_another_log_is_an_error_and_not_a_mix(d
         with pytest.raises(AloopError):
             await log.flush()
     finally:
-        log._pending.clear()
+        log._changes.clear()
     assert entries_of(database, other) == [(0, "cost", 7)]
 
 
@@ -610,7 +610,7 @@ async def test_resuming_before_the_first_opening_is_written_as_two_runs(database
     try:
         await log.flush()
     finally:
-        log._pending.clear()
+        log._changes.clear()
     assert query(database, "SELECT run, resumed_from FROM runs ORDER BY id") == [
         (old, None),
         (log.h_uuid, old),
@@ -783,7 +783,7 @@ async def test_documented_columns_are_there(database):
     with closing(sqlite3.connect(database)) as connection:
         columns = {
             name: [column[0] for column in connection.execute(f"SELECT * FROM {name}").description]  # noqa: S608
-            for name in ("runs", "entries", "status")
+            for name in ("runs", "entries", "status", "epochs")
         }
     assert columns == {
         "runs": [
@@ -795,9 +795,11 @@ async def test_documented_columns_are_there(database):
             "resumed_from",
             "forked_at",
             "sequence",
+            "ended_at",
         ],
         "entries": ["run", "time", "key", "value"],
         "status": ["run", "key", "value"],
+        "epochs": ["run", "epoch", "time"],
     }
 
 
@@ -813,7 +815,6 @@ async def test_entries_hold_run_time_key_and_value(database):
 async def test_status_holds_run_key_and_value(database):
     log = await three_rows(database)
     assert query(database, "SELECT * FROM status ORDER BY key") == [
-        (log.h_uuid, "_epoch_ends", "[]"),
         (log.h_uuid, "best", 0.5),
         (log.h_uuid, "epochs_done", 0),
         (log.h_uuid, "iterations_done", 2),
