@@ -81,7 +81,7 @@ class Journal:
         """How much waits to be written."""
         self._room_waiters: list[asyncio.Future[None]] = []
         self._ownership = None if key is None else Ownership(Path(database))
-        self.readers = Readers(Path(database), keep=True)
+        self.readers = Readers(Path(database))
         """Connections for reading the file, open as long as the journal is."""
         self._connection: LogConnection | None = None
         self._thread: threading.Thread | None = None

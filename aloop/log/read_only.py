@@ -184,20 +184,16 @@ class ReadOnlyLog:
                 f"poll_s is {poll_s!r}; expected seconds, more than 0; leave it out"
             )
         next_time = check_time(after) + 1 if after != -1 else 0
-        readers = Readers(self.database, keep=True)
-        history = History(readers, self._history.lineage)
-        try:
-            while True:
-                step = await asyncio.to_thread(_next_step, history, next_time)
-                for time, records in step.rows.items():
-                    yield ReadOnlyRow(time, records)
-                if step.has_ended:
-                    return
-                history, next_time = step.history, step.next_time
-                if not step.is_behind:
-                    await asyncio.sleep(poll_s)
-        finally:
-            readers.close()
+        history = self._history
+        while True:
+            step = await asyncio.to_thread(_next_step, history, next_time)
+            for time, records in step.rows.items():
+                yield ReadOnlyRow(time, records)
+            if step.has_ended:
+                return
+            history, next_time = step.history, step.next_time
+            if not step.is_behind:
+                await asyncio.sleep(poll_s)
 
     def close(self) -> None:
         """Close the file; a later read opens it anew, for as long as that takes."""
@@ -257,7 +253,7 @@ def read_log(database: str | Path, run: str | None = None) -> ReadOnlyLog:
     file that is not a log, `UnknownRunError` for a run that is not in it.
     """
     path = Path(database).expanduser().absolute()
-    readers = Readers(path, keep=True)
+    readers = Readers(path)
     try:
         history, _ = History.of(readers, _find_run(readers, run))
     except BaseException:

@@ -11,10 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+from weakref import ref
+
+import numpy as np
 
 from aloop.errors import LogFileError, UnknownRunError
 from aloop.log.files import check_not_empty, check_version
 from aloop.log.schema import LINEAGE
+from aloop.log.series import Series, as_series
 from aloop.log.values import DELETED, FrozenList, decode
 
 __all__ = ["BUSY_TIMEOUT_S", "END_OF_TIME", "Head", "History", "Lineage", "Readers"]
@@ -28,7 +32,8 @@ END_OF_TIME: Final = 2**63 - 1
 TIMES_AT_ONCE: Final = 4096
 """How many times a range has at most that is read in one go."""
 
-_CONNECTIONS_KEPT: Final = 4
+_IDLE_CONNECTIONS: Final = 4
+_IDLE_FILES: Final = 8
 
 Lineage: TypeAlias = tuple[tuple[str, int], ...]
 """A run and its ancestors, nearest first, by hexadecimal id, each with the last time at which its
@@ -36,15 +41,13 @@ rows count."""
 
 
 class Readers:
-    """Connections that can only read one log file.
+    """Connections that can only read one log file, each lent to one thread at a time.
 
-    Each is used by one thread at a time. With `keep` they stay open for the next use until
-    `close`; without it they are closed after each.
+    Some stay open for the next use until `close`, as long as not too many other files are read.
     """
 
-    def __init__(self, database: Path, *, keep: bool) -> None:
+    def __init__(self, database: Path) -> None:
         self.database = database
-        self._keep = keep
         self._idle: list[sqlite3.Connection] = []
         self._process = os.getpid()
 
@@ -62,16 +65,10 @@ class Readers:
             ) from error
         finally:
             if connection is not None:
-                if connection.in_transaction:
-                    connection.rollback()  # a read that is not ended keeps the file from shrinking
-                if self._keep and len(self._idle) < _CONNECTIONS_KEPT:
-                    self._idle.append(connection)
-                else:
-                    connection.close()
+                self._give_back(connection)
 
     def close(self) -> None:
-        """Close the connections that are kept, and keep no more."""
-        self._keep = False
+        """Close the connections that are not lent."""
         self._leave_to_the_parent()
         while self._idle:
             self._idle.pop().close()
@@ -79,6 +76,19 @@ class Readers:
     def _take(self) -> sqlite3.Connection:
         self._leave_to_the_parent()
         return self._idle.pop() if self._idle else self._open()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:
+            connection.rollback()  # a read that does not end keeps the write-ahead log growing
+        if len(self._idle) >= _IDLE_CONNECTIONS:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if _in_use[-1:] != [ref(self)]:
+            _in_use[:] = [other for other in _in_use if other() not in (None, self)][-_IDLE_FILES:]
+            _in_use.append(ref(self))
+            if len(_in_use) > _IDLE_FILES and (oldest := _in_use[0]()) is not None:
+                oldest.close()
 
     def _leave_to_the_parent(self) -> None:
         """Forget, without closing them, connections that were open when this process was forked."""
@@ -122,6 +132,7 @@ class Readers:
         self.close()
 
 
+_in_use: Final[list["ref[Readers]"]] = []
 _inherited: Final[list[list[sqlite3.Connection]]] = []
 
 
@@ -256,18 +267,19 @@ class History:
             ).fetchone()
         return -1 if found is None else found
 
-    def series(self, key: str) -> list[list[tuple[int, Any]]]:
-        """Read the times and stored values of a key, a list for each run, the nearest last."""
+    def series(self, key: str) -> list[Series]:
+        """Read the times and values of a key for each run, the nearest last, `DELETED` included."""
         with self.readers.connection() as connection:
-            return [
-                connection.execute(
-                    "SELECT time, value FROM stored_entries "
-                    "WHERE run = (SELECT id FROM runs WHERE run = ?) "
-                    "AND key = (SELECT id FROM keys WHERE key = ?) AND time <= ? ORDER BY time",
-                    (run, key, last_time),
-                ).fetchall()
-                for run, last_time in reversed(self.lineage)
-            ]
+            connection.execute("BEGIN")  # what is looked at twice is to be the same
+            found = connection.execute("SELECT id FROM keys WHERE key = ?", (key,)).fetchone()
+            return (
+                []
+                if found is None
+                else [
+                    _read_series(connection, run, found[0], last_time)
+                    for run, last_time in reversed(self.lineage)
+                ]
+            )
 
     def keys(self) -> list[str]:
         """Give the keys under which anything was recorded."""
@@ -303,6 +315,27 @@ class History:
             "WHERE run = line_keys.run AND key > line_keys.key) "
             "FROM line_keys WHERE key IS NOT NULL)"
         )
+
+
+def _read_series(connection: sqlite3.Connection, run: str, key_id: int, last_time: int) -> Series:
+    which = "WHERE run = (SELECT id FROM runs WHERE run = ?) AND key = ? AND time <= ?"
+    bounds = run, key_id, last_time
+    lowest, highest, count, not_null = connection.execute(
+        "SELECT MIN(typeof(value)), MAX(typeof(value)), COUNT(*), COUNT(value) "
+        f"FROM stored_entries {which}",
+        bounds,
+    ).fetchone()
+    pairs = connection.execute(
+        f"SELECT time, value FROM stored_entries {which} ORDER BY time", bounds
+    )
+    if {lowest, highest} <= {"integer", "real"} and count == not_null:
+        # By far the most usual, and half as long when no tuple outlives its row.
+        kind = "i8" if highest == "integer" else "f8"
+        array = np.fromiter(pairs, dtype=[("time", "i8"), ("value", kind)], count=count)
+        return array["time"].copy(), array["value"].copy()
+    found = pairs.fetchall()
+    values = [value if value == DELETED else decode(value) for _, value in found]
+    return as_series([time for time, _ in found], values)
 
 
 def _read_head(connection: sqlite3.Connection, run: str, database: Path) -> Head:

@@ -5,8 +5,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from aloop.log.values import DELETED, decode
-
 __all__ = ["Series", "as_series", "merge"]
 
 Series: TypeAlias = tuple["np.ndarray[Any, np.dtype[np.int64]]", "np.ndarray[Any, Any]"]
@@ -19,7 +17,8 @@ def as_series(times: Sequence[int], values: Sequence[Any]) -> Series:
     """Make arrays of times and values.
 
     Numbers give an array of numbers, booleans one of booleans; as soon as one value is something
-    else the array holds the values as they are, as objects.
+    else the array holds the values as they are, as objects. `DELETED` is such a thing: bytes, which
+    no log holds.
     """
     if set(map(type, values)) <= _NUMBERS:
         array = np.array(values) if values else np.empty(0)
@@ -30,26 +29,28 @@ def as_series(times: Sequence[int], values: Sequence[Any]) -> Series:
     return np.array(times, dtype=np.int64), array
 
 
-def merge(
-    stored: Iterable[Sequence[tuple[int, Any]]], unwritten: Iterable[tuple[int, Any]]
-) -> Series:
-    """Make arrays of what is stored, the furthest run first, and of what is yet to be written.
+def merge(parts: Iterable[Series], unwritten: Iterable[tuple[int, Any]]) -> Series:
+    """Put together what is stored, the furthest run first, and what is yet to be written.
 
     What comes later counts; `DELETED` takes a record out.
     """
-    parts: list[Sequence[tuple[int, Any]]] = [part for part in stored if part]
-    first: list[tuple[int, Any]] = list(parts[0]) if parts else []
-    newer: dict[int, Any] = {}
-    for part in parts[1:]:
-        newer.update(part)
-    if newer and min(newer) <= first[-1][0]:
-        newer, first = dict(first) | newer, []
-    fresh = dict(unwritten)
-    pairs: list[tuple[int, Any]] = [*first, *sorted(newer.items())]
-    if fresh and pairs and min(fresh) <= pairs[-1][0]:
-        pairs = sorted((dict(pairs) | fresh).items())
-    else:
-        pairs += sorted(fresh.items())
-    if bytes in {type(value) for _, value in pairs}:
-        pairs = [(time, decode(value)) for time, value in pairs if value != DELETED]
-    return as_series([time for time, _ in pairs], [value for _, value in pairs])
+    newest = dict(unwritten)
+    changed = as_series(sorted(newest), [newest[time] for time in sorted(newest)])
+    times, values = as_series((), ())
+    for part in [*parts, changed]:
+        if not len(part[0]):
+            continue
+        if not len(times) or part[0][0] > times[-1]:
+            times = np.concatenate([times, part[0]]) if len(times) else part[0]
+            values = np.concatenate([values, part[1]]) if len(values) else part[1]
+        else:  # written again
+            both = dict(_pairs(times, values)) | dict(_pairs(*part))
+            times, values = as_series(sorted(both), [both[time] for time in sorted(both)])
+    if values.dtype == object:
+        pairs = [pair for pair in _pairs(times, values) if type(pair[1]) is not bytes]
+        return as_series([time for time, _ in pairs], [value for _, value in pairs])
+    return times, values
+
+
+def _pairs(times: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> Iterable[Any]:
+    return zip(times.tolist(), values.tolist(), strict=True)

@@ -101,7 +101,7 @@ class SQLiteLog(TrainingLog):
     def _make_rows(self) -> Rows:
         if self.database == MEMORY:
             return Rows(self._unwritten)  # for which there is no second connection
-        readers = Readers(Path(self.database), keep=False)
+        readers = Readers(Path(self.database))
         return WindowedRows(self._unwritten, History(readers, ((self.h_uuid, END_OF_TIME),)))
 
     @property
@@ -159,7 +159,7 @@ class SQLiteLog(TrainingLog):
         self._journal = None
         self._is_noted = False
         journal.backlog.forget(self)
-        self._read_over(Readers(journal.readers.database, keep=False))
+        self._read_over(Readers(journal.readers.database))
 
     def _read_over(self, readers: Readers) -> None:
         if isinstance(self._rows, WindowedRows):

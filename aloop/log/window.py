@@ -14,7 +14,7 @@ from aloop.log.reading import History
 from aloop.log.records import Change, Changes, Row
 from aloop.log.rows import Rows
 from aloop.log.series import Series, merge
-from aloop.log.values import encode, measure
+from aloop.log.values import measure
 from aloop.turns import thread_at_work
 
 __all__ = ["WindowedRows"]
@@ -165,7 +165,7 @@ class WindowedRows(Rows):
 
     def _unwritten_values(self, key: str) -> list[tuple[int, Any]]:
         unwritten = self._noted.unwritten()
-        return [(time, encode(value)) for time, k, value in unwritten if k == key and time >= 0]
+        return [(time, value) for time, k, value in unwritten if k == key and time >= 0]
 
     def forget_after(self, last_time: int) -> None:
         """Let go of the rows after this time, wherever they are."""

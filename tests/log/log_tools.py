@@ -78,7 +78,7 @@ async def reopen(log, run=None):
 
 def load_run(database, run):
     """Read a whole run from the file: what the file says of it, and its rows."""
-    readers = Readers(database, keep=True)
+    readers = Readers(database)
     try:
         history, head = History.of(readers, run)
         return head, history.rows(0, END_OF_TIME)
