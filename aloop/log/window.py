@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakValueDictionary, ref
 
 from aloop.log.reading import History
-from aloop.log.records import Change, Changes, Row
+from aloop.log.records import RUN_START, Change, Changes, Row
 from aloop.log.rows import Rows
 from aloop.log.series import Series, merge
 from aloop.log.values import measure
@@ -88,16 +88,16 @@ class WindowedRows(Rows):
         row = self.pop(time)
         self._noted.forget_row(time)
         had_records = bool(row)
-        if had_records:
-            self.kept_until = max(self.kept_until, time)
-            if self._count_outside is not None:
-                self._count_outside += 1
+        if had_records and self._count_outside is not None:
+            self._count_outside += 1
         weak = ref(row)
         del row
         row = weak()
         if row is not None:
             row.note_changes_in(_Outside(self, had_records=had_records))
             self._held[time] = row
+        if had_records or row is not None:
+            self.kept_until = max(self.kept_until, time)
 
     def come_back(self, time: int, *, had_records: bool) -> Changes:
         """Take a row that is written again back into memory, and give where it notes that."""
@@ -164,8 +164,13 @@ class WindowedRows(Rows):
             return await asyncio.to_thread(lambda: merge(history.series(key), unwritten))
 
     def _unwritten_values(self, key: str) -> list[tuple[int, Any]]:
-        unwritten = self._noted.unwritten()
-        return [(time, value) for time, k, value in unwritten if k == key and time >= 0]
+        found: list[tuple[int, Any]] = []
+        for time, k, value in self._noted.unwritten():
+            if time == RUN_START:  # what came before is the earlier run's
+                found = [pair for pair in found if pair[0] <= value.forked_at]
+            elif k == key and time >= 0:
+                found.append((time, value))
+        return found
 
     def forget_after(self, last_time: int) -> None:
         """Let go of the rows after this time, wherever they are."""
