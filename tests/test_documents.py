@@ -1,15 +1,20 @@
 """What the README and the docs say is what happens."""
 
+import ast
+import json
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingDataMonitoring, config
+from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingDataMonitoring, config, read_log
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,11 +65,13 @@ def test_every_document_that_is_linked_exists() -> None:
             assert (document.parent / link).exists(), f"{document.name} links to {link}"
 
 
-async def test_the_queries_of_the_log_page_work(tmp_path: Path) -> None:
-    async def step(batch: int) -> dict[str, int]:
-        return {"cost": batch}
+async def step(batch: int) -> dict[str, int]:
+    return {"cost": batch}
 
-    log = SQLiteLog(tmp_path / "log.sqlite")
+
+async def trained(directory: Path) -> SQLiteLog:
+    """Make run.sqlite: a run of six batches and one that was resumed from it."""
+    log = SQLiteLog(directory / "run.sqlite")
     loop = MainLoop(
         step,
         range(4),
@@ -77,16 +84,98 @@ async def test_the_queries_of_the_log_page_work(tmp_path: Path) -> None:
     )
     await loop.run()
     await loop.run()
+    return log
+
+
+async def execute(block: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run a block of Python that may await, with what it finds in the reader's program."""
+    code = compile(block, "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    result = eval(code, names)  # noqa: S307 - our own documents
+    if result is not None:
+        await result
+    return names
+
+
+async def test_the_blocks_of_the_log_page_work(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = await trained(tmp_path)
+    log[10]["cost"] = 1
+    mapping, outside, here, elsewhere = blocks("docs/log.md", "python")
+    await execute(mapping, {"log": log})
+    assert log.current_row["cost"] == 0.3
+    await log.flush()
+    await execute(here.replace("frame = log.to_dataframe()", ""), {"log": log})
+    assert capsys.readouterr().out.splitlines()[-1] == "12 0.3"
+    names = await execute(elsewhere, {})
+    assert names["costs"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 0.3]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("12 {'cost': 0.3")
+    (tmp_path / "run.sqlite").unlink()
+    await execute(outside, {"SQLiteLog": SQLiteLog})
+    with read_log("run.sqlite") as read:
+        assert read[0]["note"] == "before the run"
+
+
+async def test_the_queries_of_the_log_page_work(tmp_path: Path) -> None:
+    await trained(tmp_path)
     (block,) = blocks("docs/log.md", "sql")
-    database = sqlite3.connect(tmp_path / "log.sqlite")
-    latest, progress, history = [
-        database.execute(query).fetchall() for query in block.split(";") if query.strip()
-    ]
-    database.close()
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as database:
+        latest, progress, history = [
+            database.execute(query).fetchall() for query in block.split(";") if query.strip()
+        ]
     assert latest == [(12, 3), (11, 2), (10, 1), (9, 0), (8, 3), (7, 2)]
     assert [(name, iterations) for _, name, iterations in progress] == [("a run", 6), ("a run", 12)]
     costs = [(time, value) for time, key, value, _ in history if key == "cost"]
     assert costs == [(i + 1, i % 4) for i in range(12)]
+
+
+@pytest.mark.readers
+async def test_the_queries_of_the_log_page_work_in_the_shell(tmp_path: Path) -> None:
+    await trained(tmp_path)
+    (block,) = blocks("docs/log.md", "sql")
+    shell = ["sqlite3", "-readonly", "run.sqlite"]
+    result = subprocess.run(
+        shell, input=block, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=True
+    )
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[0] == "12|3.0"
+    assert "12|cost|3.0|0" in result.stdout.splitlines()
+
+
+@pytest.mark.readers
+async def test_datasette_reads_a_log(tmp_path: Path) -> None:
+    await trained(tmp_path)
+    block = next(b for b in blocks("docs/log.md", "sh") if b.startswith("datasette"))
+    command = [sys.executable, "-m", *shlex.split(block)]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=True
+    )
+    rows = json.loads(result.stdout)
+    assert [(row["time"], row["value"]) for row in rows[:2]] == [(12, 3), (11, 2)]
+
+
+@pytest.mark.readers
+async def test_duckdb_reads_a_log(tmp_path: Path, monkeypatch) -> None:
+    import duckdb
+    import duckdb_extensions
+
+    await trained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    duckdb_extensions.import_extension("sqlite_scanner")
+    (block,) = blocks("docs/log.md", "sql duckdb")
+    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+        found = connection.execute(block).fetchall()
+    assert found == [("a run", "cost", 1.5, 12)]
+
+
+@pytest.mark.readers
+async def test_pandas_reads_a_log(tmp_path: Path, monkeypatch) -> None:
+    log = await trained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/log.md", "python pandas")
+    frame = (await execute(block, {}))["frame"]
+    assert frame["cost"].dropna().tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]
+    with read_log("run.sqlite") as read:
+        assert read.to_dataframe()["cost"].tolist() == log.to_dataframe()["cost"].tolist()
 
 
 def test_the_configuration_page_lists_every_setting() -> None:

@@ -26,6 +26,9 @@ _READABLE: Final = """
     END
 """
 
+# Said so that DuckDB, which reads views by its own grammar, understands it too.
+_THERE: Final = "(value IS NULL OR typeof(value) <> 'blob' OR length(value) > 0)"
+
 CREATE: Final = (
     """
     CREATE TABLE runs (
@@ -80,7 +83,7 @@ CREATE: Final = (
     FROM stored_entries
     JOIN runs ON runs.id = stored_entries.run
     JOIN keys ON keys.id = stored_entries.key
-    WHERE value IS NOT x''
+    WHERE {_THERE}
     """,
     f"""
     CREATE VIEW status AS
@@ -88,7 +91,7 @@ CREATE: Final = (
     FROM stored_status
     JOIN runs ON runs.id = stored_status.run
     JOIN keys ON keys.id = stored_status.key
-    WHERE value IS NOT x'' AND keys.key <> '_epoch_ends'
+    WHERE {_THERE} AND keys.key <> '_epoch_ends'
     """,
     """
     CREATE VIEW epochs AS
