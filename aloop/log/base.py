@@ -257,8 +257,7 @@ class TrainingLog:
         earlier time than the last row that was given. If the log is resumed at an earlier time,
         the rows after that are given anew. A log that no run uses ends when it is closed.
 
-        Many can follow, in any event loop of this process in which the log is written; elsewhere
-        use `read_log`.
+        Many can follow, in the thread in which the log is written; elsewhere use `read_log`.
         """
         next_time = check_time(after) + 1 if after != -1 else 0
         run = self.h_uuid
@@ -288,8 +287,7 @@ class TrainingLog:
         for commit in following:
             loop = commit.get_loop()
             if not loop.is_closed():
-                # It may be the loop of another thread.
-                loop.call_soon_threadsafe(_wake, commit)
+                loop.call_soon_threadsafe(_wake, commit)  # perhaps not the loop that runs now
 
 
 def _wake(commit: "asyncio.Future[None]") -> None:

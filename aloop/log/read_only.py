@@ -229,20 +229,18 @@ class _Step:
 
 
 def _next_step(history: History, next_time: int) -> _Step:
-    head = history.head()  # first: what is complete by now stays so
-    successor = history.successor() if head.has_ended else None
+    iterations_done, has_ended = history.progress()  # first: what is complete by now stays so
+    successor = history.successor() if has_ended else None
     if successor is not None:
         last_time = successor.lineage[1][1]
-    elif head.has_ended:
-        last_time = END_OF_TIME
     else:
-        last_time = head.status["iterations_done"] - 1
+        last_time = END_OF_TIME if has_ended else iterations_done - 1
     up_to, rows = history.next_rows(next_time, last_time)
     if up_to < last_time:
         return _Step(rows, up_to + 1, history, has_ended=False, is_behind=True)
     if successor is not None:
         return _Step(rows, last_time + 1, successor, has_ended=False, is_behind=True)
-    return _Step(rows, max(next_time, last_time + 1), history, head.has_ended, is_behind=False)
+    return _Step(rows, max(next_time, last_time + 1), history, bool(has_ended), is_behind=False)
 
 
 def read_log(database: str | Path, run: str | None = None) -> ReadOnlyLog:

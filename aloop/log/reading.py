@@ -184,6 +184,16 @@ class History:
         with self.readers.connection() as connection:
             return _read_head(connection, self.lineage[0][0], self.readers.database)
 
+    def progress(self) -> tuple[int, bool]:
+        """Read how many iterations are done, and whether the run has ended."""
+        with self.readers.connection() as connection:
+            return connection.execute(
+                "SELECT COALESCE((SELECT value FROM stored_status WHERE run = runs.id AND key = "
+                "(SELECT id FROM keys WHERE key = 'iterations_done')), 0), ended_at IS NOT NULL "
+                "FROM runs WHERE run = ?",
+                (self.lineage[0][0],),
+            ).fetchone()
+
     def row(self, time: int) -> dict[str, Any]:
         """Read the records of one time."""
         with self.readers.connection() as connection:
