@@ -147,7 +147,7 @@ class TrainingLog:
         # The status travels with the start of the run, so no change is noted here.
         self.status.restore({"resumed_from": resumed_from})
         if self._changes is not None:
-            self._changes.append(self._run_start(resumed_from, forked_at))
+            self._changes.extend(self._run_start(resumed_from, forked_at))
 
     def _run_start(self, resumed_from: str | None, forked_at: int | None) -> Change:
         start = RunStart(

@@ -7,12 +7,12 @@ a busy main thread.
 """
 
 import logging
+import math
 import sqlite3
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, islice
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
@@ -26,7 +26,7 @@ from aloop.log.files import (
     network_file_system,
 )
 from aloop.log.reading import BUSY_TIMEOUT_S
-from aloop.log.records import EPOCH_END, RUN_START, STATUS, Change, RunStart
+from aloop.log.records import EPOCH_END, RUN_START, STATUS, RunStart, each_change
 from aloop.log.values import encode, encode_json
 
 __all__ = ["WRITE_TIMEOUT_S", "Group", "LogConnection", "Writer", "is_busy"]
@@ -37,9 +37,11 @@ WRITE_TIMEOUT_S: Final = 1.0
 _WAL_BYTES: Final = 64 << 20
 """What the write-ahead log is cut down to after readers have kept it from being moved."""
 
-# Of four values each, well under SQLite's limit of 32,766 variables. The fewer statements, the
+# Of three values each, well under SQLite's limit of 32,766 variables. The fewer statements, the
 # less often this thread has to wait for the interpreter lock beside a busy event loop.
 _ROWS_A_STATEMENT: Final = 4096
+
+_NUMBERS: Final = frozenset({float, int})
 
 _logger = logging.getLogger("aloop")
 
@@ -57,7 +59,10 @@ class Group:
     """What one log has to write, all of it or nothing."""
 
     writer: Writer
-    changes: list[Change]
+    changes: list[Any]
+    """Time, key and value of each, in one list; see `aloop.log.records.Changes`."""
+    iterations_done: int | None
+    """As of the last commit point; noted as no change, for it comes with every batch."""
     sequence: int
     durable: bool
     has_ended: bool
@@ -213,16 +218,20 @@ class LogConnection(sqlite3.Connection):
         """Write a group and give the id and name of the run that its log has afterwards."""
         run_id, run = group.writer.run_id, group.writer.run
         changes, done = group.changes, 0
-        for at in [at for at, (time, _, _) in enumerate(changes) if time == RUN_START]:
+        times = changes[::3]
+        for _ in range(times.count(RUN_START)):
+            at = 3 * times.index(RUN_START, done // 3)
             self._write(run_id, changes[done:at])
-            start: RunStart = changes[at][2]
+            start: RunStart = changes[at + 2]
             if run_id is not None:
                 self._end_run(run_id, start)
-            run_id, run, done = self._start_run(start), start.run, at + 1
-            self._write(run_id, [(STATUS, key, value) for key, value in start.status.items()])
-        self._write(run_id, changes[done:])
+            run_id, run, done = self._start_run(start), start.run, at + 3
+            self._write_status(run_id, start.status)
+        self._write(run_id, changes[done:] if done else changes)
         assert run_id is not None
         assert run is not None
+        if group.iterations_done is not None:
+            self._write_status(run_id, {"iterations_done": group.iterations_done})
         updated = self.execute(
             "UPDATE runs SET sequence = ?, ended_at = ? WHERE id = ? AND run = ?",
             (group.sequence, _now() if group.has_ended else None, run_id, run),
@@ -236,7 +245,7 @@ class LogConnection(sqlite3.Connection):
 
     def _end_run(self, run_id: int, successor: RunStart) -> None:
         """Write how far a run came that another goes on from."""
-        self._write(run_id, [(STATUS, "iterations_done", successor.forked_at)])
+        self._write_status(run_id, {"iterations_done": successor.forked_at})
         self.execute(
             "UPDATE runs SET sequence = ?, ended_at = COALESCE(ended_at, ?) WHERE id = ?",
             (successor.sequence, _now(), run_id),
@@ -260,55 +269,69 @@ class LogConnection(sqlite3.Connection):
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def _write(self, run_id: int | None, changes: list[Change]) -> None:
-        """Write the changes that belong to one run."""
+    def _write(self, run_id: int | None, changes: list[Any]) -> None:
+        """Write the changes that belong to one run.
+
+        Slices and maps, for the steps of a loop would take this thread longer than SQLite does,
+        and the interpreter lock with it.
+        """
         if not changes:
             return
         assert run_id is not None, "the first change of a log starts its run"
-        ids = self._key_ids
-        # In the order in which they came first: rows are read back in the order of the ids.
-        for key in dict.fromkeys([key for _, key, _ in changes]):
-            if key not in ids:
-                ids[key] = self._key_id(key)
+        if min(changes[::3]) < 0:
+            records: list[Any] = []
+            for change in each_change(changes):
+                if change[0] >= 0:
+                    records.extend(change)
+            self._write_all_but_records(run_id, changes)
+            changes = records
+        times, keys, values = changes[::3], changes[1::3], changes[2::3]
+        kinds = set(map(type, values))
+        if not kinds <= _NUMBERS or math.isnan(sum(values)):
+            values = [encode(value) for value in values]
+        self._insert(
+            "stored_entries (run, key, time, value)", run_id, self._ids(keys), times, values
+        )
+
+    def _write_all_but_records(self, run_id: int, changes: list[Any]) -> None:
         # Of a status many values may have come and gone since; the last is what counts.
         status: dict[str, Any] = {}
-        epochs: list[tuple[int, int, int]] = []
-        for time, key, value in [change for change in changes if change[0] < 0]:
+        epochs: list[tuple[int, int]] = []
+        for time, key, value in each_change(changes):
             if time == EPOCH_END:
-                epochs.append((run_id, *value))
+                epochs.append(value)
             elif time == STATUS:
                 status[key] = value
                 if key == "_epoch_ends":  # assigned as a whole
                     epochs.clear()
+        self._write_status(run_id, status)
         if "_epoch_ends" in status:
             self.execute("DELETE FROM stored_epochs WHERE run = ?", (run_id,))
-        self._insert("stored_epochs (run, epoch, time)", epochs)
-        self._insert(
-            "stored_status (run, key, value)",
-            [(run_id, ids[key], encode(value)) for key, value in status.items()],
-        )
-        self._insert(
-            "stored_entries (run, key, time, value)",
-            [
-                # Nearly every record is a float that is stored as it is.
-                (
-                    run_id,
-                    ids[key],
-                    time,
-                    value if type(value) is float and value == value else encode(value),
-                )
-                for time, key, value in changes
-                if time >= 0
-            ],
-        )
+        numbers, times = [number for number, _ in epochs], [time for _, time in epochs]
+        self._insert("stored_epochs (run, epoch, time)", run_id, numbers, times)
 
-    def _insert(self, columns: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        for size, chunk in _chunks(rows):
-            one = f"({', '.join('?' * len(chunk[0]))})"
-            self.execute(
-                f"REPLACE INTO {columns} VALUES {', '.join([one] * size)}",
-                list(chain.from_iterable(chunk)),
-            )
+    def _write_status(self, run_id: int, status: Mapping[str, Any]) -> None:
+        values = [encode(value) for value in status.values()]
+        self._insert("stored_status (run, key, value)", run_id, self._ids(list(status)), values)
+
+    def _insert(self, table: str, run_id: int, *columns: list[Any]) -> None:
+        """Write rows, given by columns without the first, which is the run."""
+        width = len(columns)
+        for begin, size in _chunks(len(columns[0])):
+            row = f"(?1{', ?' * width})"
+            parameters = [run_id] * (1 + width * size)
+            for place, column in enumerate(columns, 1):
+                parameters[place::width] = column[begin : begin + size]
+            self.execute(f"REPLACE INTO {table} VALUES {', '.join([row] * size)}", parameters)
+
+    def _ids(self, keys: list[str]) -> list[int]:
+        """Give the ids of keys, new ones if need be."""
+        ids = self._key_ids
+        # In the order in which they came first: rows are read back in the order of the ids.
+        for key in dict.fromkeys(keys):
+            if key not in ids:
+                ids[key] = self._key_id(key)
+        return list(map(ids.__getitem__, keys))
 
     def _key_id(self, key: str) -> int:
         """Give the id of a key, a new one if need be."""
@@ -320,11 +343,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
-    """Cut the rows into lengths that are powers of two, so that few statements are prepared."""
-    iterator = iter(rows)
-    left = len(rows)
-    while left:
-        size = min(_ROWS_A_STATEMENT, 1 << (left.bit_length() - 1))
-        yield size, list(islice(iterator, size))
-        left -= size
+def _chunks(rows: int) -> Iterator[tuple[int, int]]:
+    """Cut so many rows into lengths that are powers of two, so that few statements are prepared."""
+    begin = 0
+    while begin < rows:
+        size = min(_ROWS_A_STATEMENT, 1 << ((rows - begin).bit_length() - 1))
+        yield begin, size
+        begin += size

@@ -1,6 +1,6 @@
 """Rows and status: dictionaries that check what is put into them and note each change."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, Protocol, Self, TypeAlias
@@ -17,6 +17,7 @@ __all__ = [
     "Row",
     "RunStart",
     "Status",
+    "each_change",
 ]
 
 # dict's own assignment, which checks nothing and notes nothing; super() takes twice as long.
@@ -57,11 +58,19 @@ its time; the start of a run, with `RUN_START` and a `RunStart` as its value; or
 ended, with `EPOCH_END` and as its value the number of the epoch and the time."""
 
 
-class Changes(list[Change]):
+def each_change(flat: Iterable[Any]) -> Iterator[Change]:
+    """Give the changes one by one that a list holds as time, key, value, time, key, value, …."""
+    parts = iter(flat)
+    return zip(parts, parts, parts, strict=True)
+
+
+class Changes(list[Any]):
     """What was written to a log and nobody has handed over yet, in the order in which it came.
 
-    A commit point marks how far it may be handed over: what follows belongs to a boundary that is
-    still in the making. What was handed over is `on_its_way` until it is known to be written.
+    A flat list of time, key and value of each change: a tuple for each would keep the garbage
+    collector as busy as all the rest of writing. A commit point marks how far it may be handed
+    over: what follows belongs to a boundary that is still in the making. What was handed over is
+    `on_its_way` until it is known to be written.
     """
 
     __slots__ = (
@@ -78,8 +87,8 @@ class Changes(list[Change]):
     def __init__(self) -> None:
         super().__init__()
         self.marked = 0
-        """How many of the changes are behind the last commit point."""
-        self.on_its_way: list[Change] = []
+        """How much of this list is behind the last commit point."""
+        self.on_its_way: list[Any] = []
         """The changes that were handed over and may not be written yet."""
         self.row_bytes = 0
         """The bytes of the large values in the rows that are in memory."""
@@ -91,7 +100,7 @@ class Changes(list[Change]):
     @property
     def unwritten_records(self) -> int:
         """How many changes are not known to be written."""
-        return len(self) + len(self.on_its_way)
+        return (len(self) + len(self.on_its_way)) // 3
 
     @property
     def unwritten_bytes(self) -> int:
@@ -100,7 +109,7 @@ class Changes(list[Change]):
 
     def unwritten(self) -> Iterator[Change]:
         """Give the changes that are not known to be written, in the order in which they came."""
-        return chain(self.on_its_way, self)
+        return each_change(chain(self.on_its_way, self))
 
     def note_size(self, time: int, size: int) -> None:
         """Count a large value that was noted for this time."""
@@ -125,10 +134,10 @@ class Changes(list[Change]):
 
     def put_first(self, change: Change) -> None:
         """Put a change before all others; it belongs to what the last commit point covers."""
-        self.insert(0, change)
-        self.marked += bool(self.marked)
+        self[:0] = change
+        self.marked += len(change) if self.marked else 0
 
-    def take(self) -> list[Change]:
+    def take(self) -> list[Any]:
         """Hand over what is behind the last commit point."""
         self.on_its_way = self[: self.marked]
         # In place: rows and status append to this very list.
@@ -153,7 +162,7 @@ class Changes(list[Change]):
 class _Noting(Protocol):
     """Where a row notes its changes."""
 
-    def append(self, change: Change, /) -> None: ...
+    def extend(self, change: Change, /) -> None: ...
 
     def note_size(self, time: int, size: int, /) -> None: ...
 
@@ -173,17 +182,21 @@ class _Records(dict[str, Any]):
         # Nearly every record is a float, and checking for it here saves the call.
         if type(value) is not float:
             value = normalise(key, value)
+            if type(value) not in _SMALL:
+                self._note_size(value)
         _set(self, key, value)
         if self._pending is not None:
-            self._pending.append((self._time, key, value))
-            if type(value) not in _SMALL and (size := measure(value)) > LARGE:
-                self._pending.note_size(self._time, size)
+            self._pending.extend((self._time, key, value))
+
+    def _note_size(self, value: Record) -> None:
+        if self._pending is not None and (size := measure(value)) > LARGE:
+            self._pending.note_size(self._time, size)
 
     def write_trusted(self, key: str, value: Record) -> None:
         """Write a value that is known to be in the log's own form, whatever its size."""
         super().__setitem__(key, value)
         if self._pending is not None:
-            self._pending.append((self._time, key, value))
+            self._pending.extend((self._time, key, value))
 
     def note_changes_in(self, pending: _Noting | None) -> None:
         """Note changes there from now on; nowhere when the records left the log for good."""
@@ -192,7 +205,7 @@ class _Records(dict[str, Any]):
     def __delitem__(self, key: str) -> None:
         super().__delitem__(key)
         if self._pending is not None:
-            self._pending.append((self._time, key, DELETED))
+            self._pending.extend((self._time, key, DELETED))
 
     def restore(self, records: Mapping[str, Record]) -> None:
         """Put in records that a backend has read, without noting them as changes.
@@ -288,7 +301,7 @@ class Status(_Records):
         self["epochs_done"] = self["epochs_done"] + 1
         change = self.append_epoch_end(self["iterations_done"])
         if self._pending is not None:
-            self._pending.append(change)
+            self._pending.extend(change)
 
     def append_epoch_end(self, time: int) -> Change:
         """Add the time at which an epoch ended, and give the change that says so.

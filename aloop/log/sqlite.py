@@ -1,22 +1,21 @@
 """The training log that persists in SQLite."""
 
 import asyncio
-import os
 import uuid as uuid_module
 import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Literal, Self
-from weakref import WeakSet
+from typing import Any, Final, Literal, Self
 
 from aloop.config import config
 from aloop.errors import ArgumentError, JournalError, UnknownRunError
 from aloop.log.base import TrainingLog
 from aloop.log.connection import Group, Writer
+from aloop.log.forks import tell_after_fork
 from aloop.log.journal import MEMORY, Journal
 from aloop.log.reading import END_OF_TIME, History, Readers
-from aloop.log.records import EPOCH_END, RUN_START, STATUS, Changes
+from aloop.log.records import EPOCH_END, RUN_START, STATUS, Changes, each_change
 from aloop.log.rows import Rows
 from aloop.log.values import DELETED
 from aloop.log.window import WindowedRows
@@ -93,7 +92,7 @@ class SQLiteLog(TrainingLog):
         self._holders = 0  # how many have opened the log and not closed it
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._inherited = 0  # how many records are another process's to write, after a fork
-        _logs.add(self)
+        tell_after_fork(self)
 
     def _note_changes(self) -> Changes:
         return self._unwritten
@@ -241,7 +240,7 @@ class SQLiteLog(TrainingLog):
         Raises `JournalError` if what an earlier commit point marked could not be written.
         """
         self._mark()
-        # The journal has to be told once for all that it takes at one time.
+        # The journal has to be told only once for all that it takes at one time.
         if durable or not self._is_noted:
             if self._failure is not None:
                 raise self._journal_error() from self._failure
@@ -273,12 +272,16 @@ class SQLiteLog(TrainingLog):
         self._is_noted = False
         if not self._unwritten.marked and self.sequence == self._written_sequence:
             return None
-        changes = self._unwritten.take()
-        if self._iterations_done is not None:
-            changes.append((STATUS, "iterations_done", self._iterations_done))
-            self._iterations_done = None  # until the next commit point
+        iterations_done, self._iterations_done = self._iterations_done, None
         self._written_sequence = self.sequence
-        return Group(self._writer, changes, self.sequence, self._is_durable, self._has_ended)
+        return Group(
+            self._writer,
+            self._unwritten.take(),
+            iterations_done,
+            self.sequence,
+            durable=self._is_durable,
+            has_ended=self._has_ended,
+        )
 
     def settle(self, group: Group) -> None:
         """Hear that a group was written, or take it back; the journal calls this."""
@@ -287,6 +290,8 @@ class SQLiteLog(TrainingLog):
             self._unwritten.settle()
         else:
             self._unwritten.put_back()
+            if self._iterations_done is None:
+                self._iterations_done = group.iterations_done
             self._written_sequence = -1
             self._is_noted = False
         if self._journal is not None:
@@ -302,9 +307,11 @@ class SQLiteLog(TrainingLog):
         return self._failure is not None
 
     def _mark(self) -> None:
-        super().commit()
+        self.sequence += 1
         self._unwritten.mark()
         self._iterations_done = self.status.get("iterations_done")
+        if self._following:
+            self._wake_followers()
 
     def _refuse_missing_file(self) -> None:
         """Raise rather than make a file for a run that cannot be in it."""
@@ -330,10 +337,10 @@ class SQLiteLog(TrainingLog):
         gone = dict.fromkeys(self.status.keys() - head.status.keys(), DELETED)
         self.status.restore(gone | head.status)
         self._rows.look_in(history)
-        for place, (time, key, value) in enumerate(self._unwritten):
+        for place, (time, key, value) in enumerate(each_change(list(self._unwritten))):
             assert time != RUN_START, "an unread log cannot be resumed"
             if time == EPOCH_END:
-                self._unwritten[place] = self.status.append_epoch_end(value[1])
+                self._unwritten[3 * place : 3 * place + 3] = self.status.append_epoch_end(value[1])
             else:
                 records = self.status if time == STATUS else self._rows[time]
                 records.restore({key: value})
@@ -356,17 +363,20 @@ class SQLiteLog(TrainingLog):
                 self._rows.history = History(readers, ((self.h_uuid, END_OF_TIME),))
             return
         self._unwritten.put_back()
-        changes = [change for change in self._unwritten if change[0] >= 0]
+        changes = [change for change in self._unwritten.unwritten() if change[0] >= 0]
         self._unwritten.clear()
         self._unwritten.marked = 0
         self._writer = Writer()
         self.resume()
-        self._unwritten += [change for change in changes if change[0] <= self._forked_at]
-        self._inherited = len(changes)
+        for change in changes:
+            if change[0] <= self._forked_at:
+                self._unwritten.extend(change)
+                self._inherited += 1
 
     def __del__(self) -> None:
-        changes = getattr(self, "_changes", None) or ()
-        lost = sum(1 for time, _, _ in changes if time >= 0) - getattr(self, "_inherited", 0)
+        noted: list[Any] = getattr(self, "_changes", None) or []
+        times: list[int] = noted[::3]
+        lost = sum(1 for time in times if time >= 0) - getattr(self, "_inherited", 0)
         if lost > 0:
             warnings.warn(
                 f"{lost} records written to the log {self.database} outside a run were never "
@@ -382,16 +392,3 @@ def _choice(name: str, given: object, usual: str, other: str) -> bool:
     if given not in (usual, other):
         raise ArgumentError(f"{name} is {given!r}; expected {usual!r} or {other!r}; leave it out")
     return given == other
-
-
-_logs: Final[WeakSet[SQLiteLog]] = WeakSet()
-
-
-def _after_fork() -> None:
-    Journal.leave_to_the_parent()
-    for log in list(_logs):
-        log.go_on_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

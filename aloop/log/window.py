@@ -40,7 +40,8 @@ class WindowedRows(Rows):
 
     def __missing__(self, time: int) -> Row:
         if time > self.kept_until:
-            return super().__missing__(time)
+            row = self[time] = Row(time, self._noted)
+            return row
         row = self._held.get(time)
         if row is None:
             row = self.hold(time, self.history.row(time))
@@ -76,7 +77,7 @@ class WindowedRows(Rows):
         excess = len(self) - rows
         if excess < rows // 4 and self._noted.row_bytes <= size:
             return
-        unwritten = {time for time, _, _ in self._noted}
+        unwritten = set(self._noted[::3])
         for time in list(self):
             if excess <= 0 and self._noted.row_bytes <= size:
                 return
@@ -86,7 +87,8 @@ class WindowedRows(Rows):
 
     def _let_go(self, time: int) -> None:
         row = self.pop(time)
-        self._noted.forget_row(time)
+        if self._noted.row_bytes:
+            self._noted.forget_row(time)
         had_records = bool(row)
         if had_records and self._count_outside is not None:
             self._count_outside += 1
@@ -96,8 +98,8 @@ class WindowedRows(Rows):
         if row is not None:
             row.note_changes_in(_Outside(self, had_records=had_records))
             self._held[time] = row
-        if had_records or row is not None:
-            self.kept_until = max(self.kept_until, time)
+        if (had_records or row is not None) and time > self.kept_until:
+            self.kept_until = time
 
     def come_back(self, time: int, *, had_records: bool) -> Changes:
         """Take a row that is written again back into memory, and give where it notes that."""
@@ -193,8 +195,8 @@ class _Outside:
         self._rows = rows
         self._had_records = had_records
 
-    def append(self, change: Change) -> None:
-        self._rows.come_back(change[0], had_records=self._had_records).append(change)
+    def extend(self, change: Change) -> None:
+        self._rows.come_back(change[0], had_records=self._had_records).extend(change)
 
     def note_size(self, time: int, size: int) -> None:
-        raise AssertionError("a row that was written notes in the log")
+        self._rows.come_back(time, had_records=self._had_records).note_size(time, size)
