@@ -45,8 +45,9 @@ class Backlog:
         if not self._is_said:
             self._is_said = True
             _logger.warning(
-                "records come faster than %s takes them: %d with %d bytes of large values are "
-                "waiting; while more than %d or %d bytes are, the run waits for the disk",
+                "records come faster than %s takes them: %d, with %d bytes of texts, arrays and "
+                "the like, are yet to be written; while more than %d, or %d bytes, are, the run "
+                "waits",
                 self._database,
                 self._records,
                 self._bytes,

@@ -8,7 +8,7 @@ is told of every write through one list, `TrainingLog._changes`, and of every co
 import asyncio
 import uuid as uuid_module
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from operator import index
 from typing import Any, Final, Self, SupportsIndex, cast
 
@@ -60,7 +60,7 @@ class TrainingLog:
         self._rows = self._make_rows()
         self._in_session = False
         self._has_ended = False
-        self._forked_at = -1
+        self._forks: list[int] = []  # the times at which this log was resumed
         self._following: list[asyncio.Future[None]] = []  # those who wait for a commit point
         self.sequence = 0
         """The number of commit points so far, those of the runs it was resumed from included."""
@@ -101,14 +101,14 @@ class TrainingLog:
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.h_uuid[:8]}: {self.status['iterations_done']} "
-            f"iterations, {self.status['epochs_done']} epochs, {len(self)} rows>"
+            f"iterations, {self.status['epochs_done']} epochs>"
         )
 
     def get_record(self, time: int, key: str, default: Record = None) -> Record:
         """Give the record ``log[time][key]`` without making the row, `default` without one."""
         row = self._rows.get(time)
         if row is None:
-            if time > self._rows.kept_until:
+            if time > self._rows.kept_until or time < 0:
                 return default
             row = self._rows[time]
         return row.get(key, default)
@@ -140,7 +140,8 @@ class TrainingLog:
         `status["resumed_from"]` becomes the id so far; the status is carried over. Rows up to
         the current time stay visible, rows after it belong to the earlier id alone.
         """
-        self._forked_at = forked_at = self.status["iterations_done"]
+        forked_at: int = self.status["iterations_done"]
+        self._forks.append(forked_at)
         self._rows.forget_after(forked_at)  # such a row must not write under the new id
         resumed_from = self.h_uuid
         self.uuid = uuid_module.uuid4()
@@ -259,17 +260,16 @@ class TrainingLog:
 
         Many can follow, in the thread in which the log is written; elsewhere use `read_log`.
         """
-        next_time = check_time(after) + 1 if after != -1 else 0
-        run = self.h_uuid
+        next_time, forks = first_time(after), len(self._forks)
         while True:
-            if self.h_uuid != run:
-                run, next_time = self.h_uuid, min(next_time, self._forked_at + 1)
-            seen, has_ended = self.sequence, self._has_ended
+            next_time = min([next_time, *(time + 1 for time in self._forks[forks:])])
+            seen, has_ended, forks = self.sequence, self._has_ended, len(self._forks)
             last_time = _MAX_TIME - 1 if has_ended else self.status["iterations_done"] - 1
-            async for row in self._rows.read_between(next_time, last_time):
-                yield row
-                next_time = row.time + 1
-            if has_ended:
+            async with aclosing(self._rows.read_between(next_time, last_time)) as rows:
+                async for row in rows:
+                    yield row
+                    next_time = row.time + 1
+            if has_ended and len(self._forks) == forks:
                 return
             next_time = max(next_time, last_time + 1)
             await self._next_commit(seen)
@@ -279,7 +279,11 @@ class TrainingLog:
         if self.sequence == seen and not self._has_ended:
             commit = asyncio.get_running_loop().create_future()
             self._following.append(commit)
-            await commit
+            try:
+                await commit
+            finally:
+                if commit in self._following:
+                    self._following.remove(commit)
         await asyncio.sleep(FOLLOW_S)
 
     def _wake_followers(self) -> None:
@@ -308,6 +312,11 @@ def as_uuid(uuid: "uuid_module.UUID | str | None") -> uuid_module.UUID:
             f"log uuid is {uuid!r}; expected a UUID or its 32 hexadecimal digits, as log.h_uuid "
             "gives them"
         ) from None
+
+
+def first_time(after: object) -> int:
+    """Give the first time that is later than `after`, which is a time or -1."""
+    return 0 if type(after) is int and after == -1 else check_time(after) + 1
 
 
 def check_time(time: object) -> int:

@@ -1,17 +1,14 @@
-"""The SQL of the log, run on the connection's own thread.
+"""The SQL of the log, run on a thread of its own.
 
-`LogConnection` is given to aiosqlite as the connection factory. Handing over a whole group and
-writing it in `commit` makes a group one call on that thread, where a call per statement would be
-a hop each, and ``executemany`` would let go of the interpreter lock once per row and crawl beside
-a busy main thread.
+Rows are written many to a statement: ``executemany`` lets go of the interpreter lock once per row
+and crawls beside a busy main thread.
 """
 
 import logging
 import math
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -25,11 +22,12 @@ from aloop.log.files import (
     make_tables,
     network_file_system,
 )
-from aloop.log.reading import BUSY_TIMEOUT_S
+from aloop.log.groups import Group
+from aloop.log.readers import BUSY_TIMEOUT_S
 from aloop.log.records import EPOCH_END, RUN_START, STATUS, RunStart, each_change
 from aloop.log.values import encode, encode_json
 
-__all__ = ["WRITE_TIMEOUT_S", "Group", "LogConnection", "Writer", "is_busy"]
+__all__ = ["WRITE_TIMEOUT_S", "LogConnection", "is_busy"]
 
 WRITE_TIMEOUT_S: Final = 1.0
 """How long one attempt to write waits for a connection of another process to finish its own."""
@@ -46,30 +44,6 @@ _NUMBERS: Final = frozenset({float, int})
 _logger = logging.getLogger("aloop")
 
 
-@dataclass(slots=True)
-class Writer:
-    """Where a log's records go: its run in the file, once it is there."""
-
-    run_id: int | None = None
-    run: str | None = None
-
-
-@dataclass(slots=True)
-class Group:
-    """What one log has to write, all of it or nothing."""
-
-    writer: Writer
-    changes: list[Any]
-    """Time, key and value of each, in one list; see `aloop.log.records.Changes`."""
-    iterations_done: int | None
-    """As of the last commit point; noted as no change, for it comes with every batch."""
-    sequence: int
-    durable: bool
-    has_ended: bool
-    """True for the last group of a run."""
-    failure: Exception | None = None
-
-
 def is_busy(error: BaseException | None) -> bool:
     """Tell whether SQLite failed because another program has the file locked."""
     code = getattr(error, "sqlite_errorcode", 0)
@@ -77,17 +51,12 @@ def is_busy(error: BaseException | None) -> bool:
 
 
 class LogConnection(sqlite3.Connection):
-    """A connection that writes groups of changes in `commit`, used on one thread only."""
+    """A connection that writes groups of changes."""
 
     def __init__(
         self, database: str, *args: Any, ownership: Ownership | None, **kwargs: Any
     ) -> None:
         super().__init__(database, *args, **kwargs)
-        # Set by the event loop's thread before it asks for a commit, one commit at a time.
-        self.groups: list[Group] = []
-        self.durable = False
-        # What came of the last commit; kept here because its awaiter may have been cancelled.
-        self.failure: Exception | None = None
         self._database = database
         self._ownership = ownership  # None for a database in memory
         self._key_ids: dict[str, int] = {}
@@ -113,7 +82,6 @@ class LogConnection(sqlite3.Connection):
                     make_tables(self)
         network = network_file_system(Path(self._database))
         self._use_journal("delete" if network else "wal")
-        self._is_rollback = network is not None
         if network:
             _logger.warning(
                 "the log %s is on a network file system (%s), where SQLite cannot share a "
@@ -122,6 +90,7 @@ class LogConnection(sqlite3.Connection):
                 self._database,
                 network,
             )
+        self._is_rollback = network is not None
         self._become_owner()
         self.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         self.execute(f"PRAGMA busy_timeout = {int(WRITE_TIMEOUT_S * 1000)}")
@@ -147,36 +116,34 @@ class LogConnection(sqlite3.Connection):
         elif has_checkpoint_fault():
             self.execute("PRAGMA wal_autocheckpoint = 0")
 
-    def close(self) -> None:
-        """Close the connection, and leave the file to another owner."""
-        super().close()
-        if self._ownership is not None:
-            self._ownership.release()
+    def write(self, groups: list[Group], *, durable: bool) -> None:
+        """Write the groups in one transaction, with `durable` one that is synced to the disk.
 
-    def commit(self) -> None:
-        """Write the groups in one transaction.
-
-        `failure` tells whether that failed as a whole; a group that alone cannot be written is
-        left out, and its own `failure` tells why.
+        Raises what that failed with as a whole; a group that alone cannot be written is left out,
+        and its `failure` tells why.
         """
-        self.failure = None
         written: list[tuple[Group, int, str]] = []
         try:
-            if self.durable and self._ownership is not None and not self._ownership.is_mine:
+            if durable and self._ownership is not None and not self._ownership.is_mine:
                 self._become_owner()  # the one before may be gone
-            self._synchronise(self.durable or self._is_rollback)
+            self._synchronise(durable or self._is_rollback)
             with self._transaction():
-                for group in self.groups:
+                for group in groups:
                     with self._savepoint(group):
                         written.append((group, *self._write_group(group)))
-                if self.durable:
+                if durable:
                     self.execute("UPDATE barriers SET number = number + 1")
-        except Exception as error:  # noqa: BLE001 - kept for the journal to report
+        except Exception:
             self._key_ids.clear()  # those that were new in this transaction are gone with it
-            self.failure = error
-            return
+            raise
         for group, run_id, run in written:
             group.writer.run_id, group.writer.run = run_id, run
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the file, while others that write wait."""
+        # Not the passive kind, which others that write without a pause keep from its end.
+        with suppress(sqlite3.OperationalError):
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def _savepoint(self, group: Group) -> Generator[None]:

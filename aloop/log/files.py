@@ -10,6 +10,7 @@ checkpoints, each right after a commit of its own: that one is the file's owner.
 import contextlib
 import errno
 import os
+import re
 import secrets
 import socket
 import sqlite3
@@ -27,10 +28,11 @@ except ImportError:  # Windows, untested
 
 __all__ = [
     "Ownership",
-    "check_not_empty",
+    "check_size",
     "check_version",
     "has_checkpoint_fault",
     "make_tables",
+    "may_exist",
     "network_file_system",
     "publish_new",
 ]
@@ -39,7 +41,9 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
     | {"smb3", "smbfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"}
 )
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _MOUNTS: Final = Path("/proc/self/mountinfo")
+_LEAST_BYTES: Final = 512  # of a page of SQLite's
 _STALE_S: Final = 60.0
 """After how long an unpublished file must be that of a process which was killed."""
 
@@ -57,14 +61,14 @@ def network_file_system(path: Path, mounts: Path | None = None) -> str | None:
     every path counts as local.
     """
     try:
-        lines = (mounts or _MOUNTS).read_text(errors="replace").splitlines()
+        lines = (mounts or _MOUNTS).read_text(errors="surrogateescape").splitlines()
     except OSError:
         return None
     resolved, found, kind = path.resolve(), Path(), None
     for line in lines:
         # Before the dash the mount point is the fifth field, its spaces and the like in octal.
         before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].encode().decode("unicode_escape"))
+        point = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), before.split()[4]))
         if resolved.is_relative_to(point) and len(point.parts) >= len(found.parts):
             found, kind = point, after.split()[0]
     return kind if kind in _NETWORK_FILE_SYSTEMS else None
@@ -80,12 +84,12 @@ def make_tables(connection: sqlite3.Connection) -> None:
 
 def publish_new(database: Path) -> None:
     """Make a new log file, unless there is a file; nobody ever sees half of one."""
-    if database.exists():
-        return
     for left in database.parent.glob(f"{database.name}-new-*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE_S:
                 left.unlink()
+    if database.exists():
+        return
     new = database.with_name(f"{database.name}-new-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
@@ -121,13 +125,29 @@ def _sync_directory(directory: Path) -> None:
             os.close(handle)
 
 
-def check_not_empty(database: Path) -> None:
-    """Refuse a file of 0 bytes: it may be what is left of a log that got lost."""
-    if database.exists() and database.stat().st_size == 0:
+def may_exist(path: Path) -> bool:
+    """Say whether there is such a file, as far as this process may know."""
+    try:
+        return path.exists()
+    except OSError:
+        return True  # opening it will say more
+
+
+def check_size(database: Path) -> None:
+    """Refuse a file that is no database: it may be what is left of a log that got lost."""
+    size = _size(database)
+    if size is not None and size < _LEAST_BYTES:
         raise LogFileError(
-            f"{database} is an empty file (0 bytes); expected a log or no file at all; restore it "
-            "from a copy, or delete it to begin a new log"
+            f"{database} is {'a file too short for a database' if size else 'an empty file'} "
+            f"({size} bytes); expected a log or no file at all; restore it from a copy, or delete "
+            "it to begin a new log"
         )
+
+
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return None
 
 
 def check_version(connection: sqlite3.Connection, database: str | Path) -> int:
@@ -144,6 +164,12 @@ def check_version(connection: sqlite3.Connection, database: str | Path) -> int:
             "another path"
         ) from error
     if application_id == APPLICATION_ID and version <= SCHEMA_VERSION:
+        size = _size(Path(database))
+        if size and size % _LEAST_BYTES and not _size(Path(f"{database}-wal")):
+            raise LogFileError(
+                f"{database} is cut off ({size} bytes); expected a whole log; restore it from a "
+                "copy, or choose another path"
+            )
         return version
     if application_id == APPLICATION_ID:
         raise LogFileError(
@@ -158,11 +184,59 @@ def check_version(connection: sqlite3.Connection, database: str | Path) -> int:
     return 0
 
 
-def _lock(handle: int) -> bool:
+class _Lock:
+    """A lock on a small file, which the system lets go of when the process ends, however it ends.
+
+    The file is there as long as somebody has the lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handle: int | None = None
+
+    def acquire(self, *, shared: bool = False) -> bool:
+        """Lock the file unless another has it locked, and say whether it is."""
+        while self.handle is None and fcntl is not None:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                if not _flock(handle, shared=shared):
+                    return False
+                # The one before may have removed the file after it was opened here.
+                if os.fstat(handle).st_ino == _inode(self.path):
+                    self.handle, handle = handle, None
+            finally:
+                if handle is not None:
+                    os.close(handle)
+        return True
+
+    def is_only_one(self) -> bool:
+        """Say whether nobody else shares the lock."""
+        if self.handle is None:
+            return True
+        alone = _flock(self.handle, shared=False)
+        while not _flock(self.handle, shared=True):
+            time.sleep(0.001)  # another one is asking the same
+        return alone
+
+    def release(self) -> None:
+        """Unlock the file, and remove it unless others share it."""
+        if self.handle is not None:
+            if _flock(self.handle, shared=False):
+                self.path.unlink(missing_ok=True)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Forget the lock without giving it up: after a fork it is the other process's."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
+
+
+def _flock(handle: int, *, shared: bool) -> bool:
     """Lock an open file unless it is locked; one that cannot be locked counts as free."""
     assert fcntl is not None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -178,52 +252,50 @@ def _inode(path: Path) -> int | None:
 
 
 class Ownership:
-    """Which of all connections to a file, of all processes, is its owner.
+    """Which of all connections that write to a file, of all processes, is its owner.
 
-    Kept by a lock on a small file beside it, which the system lets go of when the process ends,
-    however it ends. The small file says who the owner is.
+    Two small files beside it tell: one is locked by the owner, the other shared by all writers.
     """
 
     def __init__(self, database: Path) -> None:
-        self._path = database.with_name(f"{database.name}-lock")
-        self._handle: int | None = None
+        self._owner = _Lock(database.with_name(f"{database.name}-lock"))
+        self._writer = _Lock(database.with_name(f"{database.name}-writers"))
 
     @property
     def is_mine(self) -> bool:
         """True after a `claim` that was granted, until `release`."""
-        return self._handle is not None or fcntl is None
+        return self._owner.handle is not None or fcntl is None
+
+    @property
+    def is_alone(self) -> bool:
+        """True while no other connection writes."""
+        return self._writer.is_only_one()
 
     def claim(self) -> bool:
-        """Become the owner unless there is one, and say whether that is so now."""
-        while not self.is_mine:
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                if not _lock(handle):
-                    return False
-                # The owner before may have removed the file after it was opened here.
-                if os.fstat(handle).st_ino == _inode(self._path):
-                    os.ftruncate(handle, 0)
-                    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                    self._handle, handle = handle, None
-            finally:
-                if handle is not None:
-                    os.close(handle)
-        return True
+        """Become a writer, the owner too unless there is one, and say whether that is so now."""
+        while not self._writer.acquire(shared=True):
+            time.sleep(0.001)  # another one is looking whether it is alone
+        if not self.is_mine and self._owner.acquire() and self._owner.handle is not None:
+            os.ftruncate(self._owner.handle, 0)
+            os.write(self._owner.handle, _name_of_this_process())
+        return self.is_mine
 
     def holder(self) -> str:
         """Tell who the owner is, as far as that can be read."""
         with contextlib.suppress(OSError):
-            return self._path.read_text(errors="replace") or "another process"
+            return self._owner.path.read_text(errors="replace") or "another process"
         return "another process"
 
     def release(self) -> None:
-        """Be the owner no more."""
-        if self._handle is not None:
-            self._path.unlink(missing_ok=True)
-            self.abandon()
+        """Be the owner, and a writer, no more."""
+        self._owner.release()
+        self._writer.release()
 
     def abandon(self) -> None:
-        """Forget the lock without giving it up: after a fork it is the other process's."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        """Forget the locks without giving them up: after a fork they are the other process's."""
+        self._owner.abandon()
+        self._writer.abandon()
+
+
+def _name_of_this_process() -> bytes:
+    return f"process {os.getpid()} on {socket.gethostname()}".encode()

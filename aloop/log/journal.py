@@ -8,19 +8,24 @@ same file share one journal. What cannot be written goes back to its log, which 
 import asyncio
 import contextvars
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final
+from weakref import WeakSet
 
 import aiosqlite
 
 from aloop.errors import JournalError, LogFileError, LogInUseError
 from aloop.log.backlog import Backlog
-from aloop.log.connection import Group, LogConnection, is_busy
-from aloop.log.files import Ownership, check_not_empty, has_checkpoint_fault, publish_new
-from aloop.log.reading import BUSY_TIMEOUT_S, Readers
+from aloop.log.committing import Committer
+from aloop.log.connection import LogConnection, is_busy
+from aloop.log.files import Ownership, check_size, has_checkpoint_fault, publish_new
+from aloop.log.forks import at_work, tell_after_fork
+from aloop.log.groups import Group, Source
+from aloop.log.readers import BUSY_TIMEOUT_S, Readers
 from aloop.turns import thread_at_work
 
 __all__ = ["GROUP_COMMIT_S", "MEMORY", "Journal"]
@@ -40,27 +45,11 @@ MEMORY: Final = ":memory:"
 _logger = logging.getLogger("aloop")
 
 
-class Source(Protocol):
-    """A log, as the journal sees it."""
-
-    def take_group(self) -> Group | None:
-        """Hand over what is committed and not yet written."""
-        ...
-
-    def settle(self, group: Group) -> None:
-        """Hear what came of a group, and take it back if it could not be written."""
-        ...
-
-    def has_failed(self) -> bool:
-        """Say whether the last group could not be written."""
-        ...
-
-
 class Journal:
     """Writes the changes of many logs into one database file."""
 
     _open: ClassVar[dict[tuple[str, asyncio.AbstractEventLoop], "Journal"]] = {}
-    _inherited: ClassVar[list["Journal"]] = []
+    _ending_loops: ClassVar[WeakSet[asyncio.AbstractEventLoop]] = WeakSet()
 
     def __init__(self, database: str, key: tuple[str, asyncio.AbstractEventLoop] | None) -> None:
         self._database = database
@@ -73,9 +62,13 @@ class Journal:
         self._timer: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
         self._want_durable = False
+        self._want_checkpoint = False
         self._unsynced = False
         self._closing = False
-        self._is_cancelled = False
+        # Cancelled, or made where another was: the event loop is about to be closed, as far as a
+        # task can know.
+        self._is_cancelled = self._loop in self._ending_loops
+        self._is_inherited = False
         self._failed = False
         self.backlog = Backlog(database)
         """How much waits to be written."""
@@ -83,13 +76,14 @@ class Journal:
         self._ownership = None if key is None else Ownership(Path(database))
         self.readers = Readers(Path(database))
         """Connections for reading the file, open as long as the journal is."""
-        self._connection: LogConnection | None = None
+        self._committer: Committer | None = None
         self._thread: threading.Thread | None = None
         self._opened: asyncio.Future[None] = self._loop.create_future()
         # In a context of its own: it outlives whoever came first.
         self._task = self._loop.create_task(
             self._run(), name=f"aloop journal {database}", context=contextvars.Context()
         )
+        tell_after_fork(self)
 
     @classmethod
     async def acquire(cls, database: str | Path, *, alone: bool = False) -> "Journal":
@@ -122,10 +116,11 @@ class Journal:
             raise
 
     def _refuse_others(self) -> None:
-        if self._ownership is not None and not self._ownership.is_mine:
+        if self._ownership is not None and not self._ownership.is_alone:
+            holder = "others" if self._ownership.is_mine else self._ownership.holder()
             raise LogInUseError(
-                f"{self._database} is being written by {self._ownership.holder()}; expected to "
-                "be its only writer, as if_in_use='refuse' asks for; wait for the other to end, "
+                f"{self._database} is being written by {holder}; expected to be its only writer, "
+                "as if_in_use='refuse' asks for; wait for the other to end, "
                 "choose another file, or share this one with if_in_use='wait'"
             )
 
@@ -139,21 +134,13 @@ class Journal:
         # wait() leaves the task alone when the caller is cancelled: it goes on to the end.
         await asyncio.wait([self._task])
 
-    @classmethod
-    def leave_to_the_parent(cls) -> None:
-        """After a fork: forget the journals of the process that this one was forked from.
-
-        Their threads are not here, and closing their connections would disturb it.
-        """
-        for journal in cls._open.values():
-            cls._inherited.append(journal)
-            journal.abandon()
-        cls._open.clear()
-
-    def abandon(self) -> None:
-        """Let go of what the system would otherwise keep for this process too."""
+    def go_on_after_fork(self) -> None:
+        """End at once: the thread and what it was to write are the parent's."""
+        self._is_inherited = self._closing = True
         if self._ownership is not None:
             self._ownership.abandon()
+        if self._key is not None and self._open.get(self._key) is self:
+            del self._open[self._key]
 
     @property
     def is_usable(self) -> bool:
@@ -205,13 +192,17 @@ class Journal:
     async def _run(self) -> None:
         """Own the connection: open it, write until told to close, close it."""
         try:
-            async with self._prepare() as database:
+            database = await self._prepare()
+            try:
                 self._opened.set_result(None)
                 self._watch_the_wal()
                 while not self._closing or self._dirty or self._waiters:
                     await self._wait()
                     await self._write(database)
-                self.readers.close()  # what reads keeps SQLite from tidying up
+            finally:
+                if not self._is_inherited:
+                    self.readers.close()  # what reads keeps SQLite from tidying up
+                    await database.close()
         except asyncio.CancelledError:
             # While it was opening: the thread may be waiting for a lock, and ends after that.
             self._thread = None
@@ -226,7 +217,7 @@ class Journal:
             for timer in (self._timer, self._watch_timer):
                 if timer is not None:
                     timer.cancel()
-            if self._thread is not None:
+            if self._thread is not None and not self._is_inherited:
                 self._thread.join()  # it was told to end, and nothing is left for it to do
             if not self._opened.done():
                 self._opened.cancel()
@@ -253,6 +244,7 @@ class Journal:
                     self._database,
                     timeout=BUSY_TIMEOUT_S,
                     isolation_level=None,
+                    check_same_thread=False,  # it is closed by whoever forks
                     factory=self._connect,
                 )
             )
@@ -262,14 +254,19 @@ class Journal:
         maker.join()
         return made[0]
 
-    def _connect(self, *args: Any, **kwargs: Any) -> LogConnection:
+    def _connect(self, *args: Any, **kwargs: Any) -> Any:  # what aiosqlite takes for a connection
         """Make the file and the connection, on its thread; keep it for handing over groups."""
         self._thread = threading.current_thread()
-        if self._ownership is not None:
-            check_not_empty(Path(self._database))
-            publish_new(Path(self._database))
-        self._connection = LogConnection(*args, ownership=self._ownership, **kwargs)
-        return self._connection
+        with at_work():
+            if self._ownership is not None:
+                check_size(Path(self._database))
+                publish_new(Path(self._database))
+            self._committer = Committer(
+                self._database,
+                lambda: LogConnection(*args, ownership=self._ownership, **kwargs),
+                self._ownership,
+            )
+        return self._committer
 
     def _watch_the_wal(self) -> None:
         """See to it that the owner of the file writes now and then when only others do."""
@@ -278,7 +275,7 @@ class Journal:
         self._watch_timer = self._loop.call_later(WAL_WATCH_S, self._watch_the_wal)
         wal = Path(f"{self._database}-wal")
         if self._ownership.is_mine and wal.exists() and wal.stat().st_size > WAL_BYTES:
-            self._want_durable = self._unsynced = True
+            self._want_checkpoint = self._want_durable = self._unsynced = True
             self._wake.set()
 
     async def _wait(self) -> None:
@@ -289,8 +286,14 @@ class Journal:
         except asyncio.CancelledError:
             # The event loop is about to be closed (asyncio.run cancels what is left at its end).
             # What was committed is written first; the task ends right after.
-            self._closing = self._is_cancelled = True
+            self._expect_the_end()
         self._wake.clear()
+
+    def _expect_the_end(self) -> None:
+        if self._is_inherited:
+            raise asyncio.CancelledError  # nothing here is to be waited for
+        self._closing = self._is_cancelled = True
+        self._ending_loops.add(self._loop)
 
     async def _write(self, database: aiosqlite.Connection) -> None:
         """Commit what the logs hand over as one transaction, and tell them what came of it."""
@@ -305,27 +308,28 @@ class Journal:
         durable = durable or any(group.durable for _, group in taken)
         self._want_durable = False
         if taken or (durable and self._unsynced):
-            connection = self._connection
-            assert connection is not None
-            connection.groups = [group for _, group in taken]
-            connection.durable = durable
-            await self._commit(database, connection)
-            self._unsynced = not durable or connection.failure is not None
+            committer = self._committer
+            assert committer is not None
+            committer.groups = [group for _, group in taken]
+            committer.durable = durable
+            committer.wants_checkpoint, self._want_checkpoint = self._want_checkpoint, False
+            await self._commit(database, committer)
+            self._unsynced = not durable or committer.failure is not None
             for source, group in taken:
-                group.failure = connection.failure or group.failure
+                group.failure = committer.failure or group.failure
                 source.settle(group)
             self._report([group for _, group in taken if group.failure is not None])
         self._settle_all(waiters)
         self._settle_all(room_waiters)
 
-    async def _commit(self, database: aiosqlite.Connection, connection: LogConnection) -> None:
-        """Have the connection commit, again and again while another program locks the file."""
+    async def _commit(self, database: aiosqlite.Connection, committer: Committer) -> None:
+        """Have it commit, again and again while another program locks the file."""
         begun, is_said = monotonic(), False
         while True:
             with thread_at_work():
                 await self._call(database.commit, database)
             waited_s = monotonic() - begun
-            if not is_busy(connection.failure):
+            if not is_busy(committer.failure):
                 return
             if self._is_cancelled and waited_s > BUSY_TIMEOUT_S:
                 return  # the event loop is about to end; this cannot hold it up for ever
@@ -347,8 +351,8 @@ class Journal:
             except asyncio.CancelledError:
                 # Cancelling the wait does not cancel the call. The thread takes one call after
                 # another, so once this one has ended the first one has too.
-                self._closing = self._is_cancelled = True
-                call = lambda: database.execute("SELECT 1")  # noqa: E731 - a name would say less
+                self._expect_the_end()
+                call = database.rollback
 
     @staticmethod
     def _settle_all(waiters: list[asyncio.Future[None]], error: Exception | None = None) -> None:
@@ -374,6 +378,11 @@ class Journal:
             error = LogInUseError(
                 f"the log {self._database} cannot be opened: another program has locked it for "
                 f"more than {BUSY_TIMEOUT_S:.0f} s; expected it to let go; wait for it to end"
+            )
+        elif isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
+            error = LogFileError(
+                f"the log {self._database} cannot be opened: {error}; expected an undamaged log; "
+                "restore the file from a copy, or choose another path"
             )
         elif not isinstance(error, LogFileError):
             error = LogFileError(

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex, cast
+from uuid import UUID
 
 from aloop.errors import ArgumentError, LogTimeError, NoEpochError, UnknownRunError
-from aloop.log.base import check_time
+from aloop.log.base import check_time, first_time
 from aloop.log.frames import as_dataframe
-from aloop.log.reading import END_OF_TIME, Head, History, Readers
+from aloop.log.readers import Readers
+from aloop.log.reading import END_OF_TIME, Head, History
 from aloop.log.series import Series, merge
-from aloop.log.values import normalise_key
+from aloop.log.values import FrozenDict, normalise_key
 from aloop.protocols import Record
 
 __all__ = ["ReadOnlyLog", "ReadOnlyRow", "RunSummary", "read_log"]
@@ -95,7 +97,7 @@ class ReadOnlyLog:
     @property
     def status(self) -> Mapping[str, Record]:
         """What held of the training at the last commit point in the file."""
-        return self._head().status
+        return FrozenDict(self._head().status)
 
     @property
     def has_ended(self) -> bool:
@@ -135,7 +137,7 @@ class ReadOnlyLog:
 
     def get_record(self, time: int, key: str, default: Record = None) -> Record:
         """Give the record ``log[time][key]``, `default` without one."""
-        return self[time].get(key, default)
+        return default if time < 0 else self[time].get(key, default)
 
     @property
     def current_row(self) -> ReadOnlyRow:
@@ -183,7 +185,7 @@ class ReadOnlyLog:
             raise ArgumentError(
                 f"poll_s is {poll_s!r}; expected seconds, more than 0; leave it out"
             )
-        next_time = check_time(after) + 1 if after != -1 else 0
+        next_time = first_time(after)
         history = self._history
         while True:
             step = await asyncio.to_thread(_next_step, history, next_time)
@@ -196,7 +198,7 @@ class ReadOnlyLog:
                 await asyncio.sleep(poll_s)
 
     def close(self) -> None:
-        """Close the file; a later read opens it anew, for as long as that takes."""
+        """Close the file; a later read opens it again."""
         self._readers.close()
 
     def __enter__(self) -> Self:
@@ -232,22 +234,21 @@ def _next_step(history: History, next_time: int) -> _Step:
     iterations_done, has_ended = history.progress()  # first: what is complete by now stays so
     successor = history.successor() if has_ended else None
     if successor is not None:
-        last_time = successor.lineage[1][1]
-    else:
-        last_time = END_OF_TIME if has_ended else iterations_done - 1
+        # The row at which it was resumed has records of both.
+        next_time = min(next_time, successor.lineage[1][1] + 1)
+        return _Step({}, next_time, successor, has_ended=False, is_behind=True)
+    last_time = END_OF_TIME if has_ended else iterations_done - 1
     up_to, rows = history.next_rows(next_time, last_time)
     if up_to < last_time:
         return _Step(rows, up_to + 1, history, has_ended=False, is_behind=True)
-    if successor is not None:
-        return _Step(rows, last_time + 1, successor, has_ended=False, is_behind=True)
-    return _Step(rows, max(next_time, last_time + 1), history, bool(has_ended), is_behind=False)
+    return _Step(rows, max(next_time, last_time + 1), history, has_ended, is_behind=False)
 
 
-def read_log(database: str | Path, run: str | None = None) -> ReadOnlyLog:
+def read_log(database: str | Path, run: str | UUID | None = None) -> ReadOnlyLog:
     """Open a run of a log file for reading.
 
-    `run` is its hexadecimal id, or as much of the beginning as no other has, or its name (the
-    latest of that name); the run that was started last by default. Raises `LogFileError` for a
+    `run` is its id, or as much of the beginning as no other has, or its name (the latest of that
+    name); the run that was started last by default. Raises `LogFileError` for a
     file that is not a log, `UnknownRunError` for a run that is not in it.
     """
     path = Path(database).expanduser().absolute()
@@ -260,27 +261,29 @@ def read_log(database: str | Path, run: str | None = None) -> ReadOnlyLog:
     return ReadOnlyLog(readers, history)
 
 
-def _find_run(readers: Readers, run: str | None) -> str:
+def _find_run(readers: Readers, run: str | UUID | None) -> str:
     """Give the id of the run that is meant."""
     with readers.connection() as connection:
         known: list[tuple[str, str | None]] = connection.execute(
-            "SELECT run, name FROM runs ORDER BY id DESC"
+            "SELECT CAST(run AS TEXT), name FROM runs WHERE run IS NOT NULL ORDER BY id DESC"
         ).fetchall()
     if run is None:
         found = [known[0][0]] if known else []
     else:
-        if not isinstance(cast("object", run), str):
+        if not isinstance(cast("object", run), str | UUID):
             raise ArgumentError(
-                f"run is {run!r}; expected the hexadecimal id of a run, the beginning of one, or "
-                "a name; leave it out for the latest"
+                f"run is {run!r}; expected the id of a run, the beginning of one, or a name; leave "
+                "it out for the latest"
             )
+        begin = str(run).replace("-", "").lower()
+        begun = [h_uuid for h_uuid, _ in known if begin and h_uuid.startswith(begin)]
         named = [h_uuid for h_uuid, name in known if name == run]
-        found = named[:1] or [h_uuid for h_uuid, _ in known if h_uuid.startswith(run.lower())]
+        found = begun if begin in begun else named[:1] or begun
     if len(found) == 1:
         return found[0]
     latest = ", ".join(f"{h_uuid} ({name})" if name else h_uuid for h_uuid, name in known[:3])
     raise UnknownRunError(
-        f"{readers.database} has {len(found)} runs for {run!r}; expected the id of one of its "
-        f"runs, the beginning of one, or a name (the latest: {latest or 'none'}); leave run out "
-        "for the latest"
+        f"{readers.database} has {len(found) or 'no'} runs for {run!r}; expected the id of one of "
+        f"its runs, the beginning of one, or a name (the latest: {latest or 'none'}); leave run "
+        "out for the latest"
     )

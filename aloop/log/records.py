@@ -98,14 +98,14 @@ class Changes(list[Any]):
         self._noted = self._at_mark = self._taken = self._written = 0
 
     @property
-    def unwritten_records(self) -> int:
-        """How many changes are not known to be written."""
-        return (len(self) + len(self.on_its_way)) // 3
+    def due_records(self) -> int:
+        """How many changes are behind a commit point and not known to be written."""
+        return (self.marked + len(self.on_its_way)) // 3
 
     @property
-    def unwritten_bytes(self) -> int:
+    def due_bytes(self) -> int:
         """The bytes of the large values among them."""
-        return self._noted - self._written
+        return self._at_mark - self._written
 
     def unwritten(self) -> Iterator[Change]:
         """Give the changes that are not known to be written, in the order in which they came."""
@@ -274,10 +274,11 @@ class Row(_Records):
 class Status(_Records):
     """What holds of the training now: a dictionary from text to values."""
 
-    __slots__ = ()
+    __slots__ = ("_growing",)
 
     def __init__(self, pending: Changes | None) -> None:
         super().__init__(STATUS, pending)
+        self._growing: FrozenList | None = None  # the list of epochs' ends, when it is our own
 
     def declare(self, defaults: Mapping[str, Record]) -> None:
         """Give keys that are absent a value, without noting it as a change."""
@@ -309,8 +310,8 @@ class Status(_Records):
         The list grows in place: copying it at each epoch would make many epochs slow.
         """
         ends = self["_epoch_ends"]
-        if type(ends) is not FrozenList:
-            ends = FrozenList(ends)
+        if ends is not self._growing:  # what was assigned may be on its way to the file
+            ends = self._growing = FrozenList(ends)
             _set(self, "_epoch_ends", ends)
         list[int].append(ends, time)
         return EPOCH_END, "_epoch_ends", (len(ends), time)

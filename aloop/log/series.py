@@ -1,11 +1,12 @@
 """The records of one key over time, as numpy arrays."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Series", "as_series", "merge"]
+__all__ = ["Part", "Series", "as_series", "merge"]
 
 Series: TypeAlias = tuple["np.ndarray[Any, np.dtype[np.int64]]", "np.ndarray[Any, Any]"]
 """The times, in ascending order, and the values of a series: two arrays of the same length."""
@@ -13,12 +14,15 @@ Series: TypeAlias = tuple["np.ndarray[Any, np.dtype[np.int64]]", "np.ndarray[Any
 _NUMBERS = frozenset({bool, int, float})
 
 
+Part: TypeAlias = tuple[Sequence[int], Sequence[Any]] | Series
+"""Times and values of one run: arrays where all values are of the same kind of number."""
+
+
 def as_series(times: Sequence[int], values: Sequence[Any]) -> Series:
     """Make arrays of times and values.
 
     Numbers give an array of numbers, booleans one of booleans; as soon as one value is something
-    else the array holds the values as they are, as objects. `DELETED` is such a thing: bytes, which
-    no log holds.
+    else the array holds the values as they are, as objects.
     """
     if set(map(type, values)) <= _NUMBERS:
         array = np.array(values) if values else np.empty(0)
@@ -29,28 +33,24 @@ def as_series(times: Sequence[int], values: Sequence[Any]) -> Series:
     return np.array(times, dtype=np.int64), array
 
 
-def merge(parts: Iterable[Series], unwritten: Iterable[tuple[int, Any]]) -> Series:
+def merge(parts: Iterable[Part], unwritten: Iterable[tuple[int, Any]]) -> Series:
     """Put together what is stored, the furthest run first, and what is yet to be written.
 
     What comes later counts; `DELETED` takes a record out.
     """
     newest = dict(unwritten)
-    changed = as_series(sorted(newest), [newest[time] for time in sorted(newest)])
-    times, values = as_series((), ())
-    for part in [*parts, changed]:
-        if not len(part[0]):
-            continue
-        if not len(times) or part[0][0] > times[-1]:
-            times = np.concatenate([times, part[0]]) if len(times) else part[0]
-            values = np.concatenate([values, part[1]]) if len(values) else part[1]
-        else:  # written again
-            both = dict(_pairs(times, values)) | dict(_pairs(*part))
-            times, values = as_series(sorted(both), [both[time] for time in sorted(both)])
-    if values.dtype == object:
-        pairs = [pair for pair in _pairs(times, values) if type(pair[1]) is not bytes]
-        return as_series([time for time, _ in pairs], [value for _, value in pairs])
-    return times, values
+    changed = sorted(newest), [newest[time] for time in sorted(newest)]
+    given = [part for part in (*parts, changed) if len(part[0])]
+    if len(given) == 1 and isinstance(given[0][1], np.ndarray):
+        return given[0]  # pyright: ignore[reportReturnType] - the times are an array as well
+    found: dict[int, Any] = {}
+    for times, values in given:
+        found.update(zip(_listed(times), _listed(values), strict=True))
+    if not all(a < b for a, b in pairwise(found)):
+        found = dict(sorted(found.items()))
+    kept = {time: value for time, value in found.items() if type(value) is not bytes}
+    return as_series(list(kept), list(kept.values()))
 
 
-def _pairs(times: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> Iterable[Any]:
-    return zip(times.tolist(), values.tolist(), strict=True)
+def _listed(given: Any) -> list[Any]:
+    return given.tolist() if isinstance(given, np.ndarray) else given

@@ -6,15 +6,17 @@ import warnings
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from aloop.config import config
 from aloop.errors import ArgumentError, JournalError, UnknownRunError
 from aloop.log.base import TrainingLog
-from aloop.log.connection import Group, Writer
+from aloop.log.files import may_exist
 from aloop.log.forks import tell_after_fork
+from aloop.log.groups import Group, Writer
 from aloop.log.journal import MEMORY, Journal
-from aloop.log.reading import END_OF_TIME, History, Readers
+from aloop.log.readers import Readers
+from aloop.log.reading import END_OF_TIME, History
 from aloop.log.records import EPOCH_END, RUN_START, STATUS, Changes, each_change
 from aloop.log.rows import Rows
 from aloop.log.values import DELETED
@@ -86,6 +88,7 @@ class SQLiteLog(TrainingLog):
         # The count of iterations at the last commit point, which is noted as no change; None once
         # it was handed over.
         self._iterations_done: int | None = None
+        self._has_written = False  # since it was opened
         self._failure: Exception | None = None  # of the last attempt to write
         self._is_noted = False  # whether the journal knows that there is something committed
         self._journal: Journal | None = None
@@ -156,7 +159,7 @@ class SQLiteLog(TrainingLog):
     def _leave(self, journal: Journal) -> None:
         """Let go of the journal; what has left memory is read over connections of the log's own."""
         self._journal = None
-        self._is_noted = False
+        self._is_noted = self._has_written = False
         journal.backlog.forget(self)
         self._read_over(Readers(journal.readers.database))
 
@@ -195,12 +198,13 @@ class SQLiteLog(TrainingLog):
         """Tell the journal how much is to be written; what failed does not hold up others."""
         changes = self._unwritten
         if self._failure is None:
-            journal.backlog.count(self, changes.unwritten_records, changes.unwritten_bytes)
+            journal.backlog.count(self, changes.due_records, changes.due_bytes)
         else:
             journal.backlog.count(self, 0, 0)
 
     async def _write(self, journal: Journal) -> None:
-        if not self._in_session:
+        # A log that was opened only to be read leaves its run as it is.
+        if not self._in_session and (self._unwritten or self._has_written):
             self._mark()
         await journal.write(self)
         if self._failure is not None:
@@ -259,7 +263,7 @@ class SQLiteLog(TrainingLog):
         self._start_run_if_new()
         super().resume()
         if isinstance(self._rows, WindowedRows):
-            self._rows.history = self._rows.history.fork(self.h_uuid, self._forked_at)
+            self._rows.history = self._rows.history.fork(self.h_uuid, self._forks[-1])
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[None]:
@@ -273,6 +277,7 @@ class SQLiteLog(TrainingLog):
         if not self._unwritten.marked and self.sequence == self._written_sequence:
             return None
         iterations_done, self._iterations_done = self._iterations_done, None
+        self._has_written = True
         self._written_sequence = self.sequence
         return Group(
             self._writer,
@@ -288,6 +293,7 @@ class SQLiteLog(TrainingLog):
         self._failure = group.failure
         if group.failure is None:
             self._unwritten.settle()
+            self._inherited = 0
         else:
             self._unwritten.put_back()
             if self._iterations_done is None:
@@ -315,7 +321,7 @@ class SQLiteLog(TrainingLog):
 
     def _refuse_missing_file(self) -> None:
         """Raise rather than make a file for a run that cannot be in it."""
-        if self._unread and isinstance(self.database, Path) and not self.database.exists():
+        if self._unread and isinstance(self.database, Path) and not may_exist(self.database):
             raise UnknownRunError(
                 f"the log has no run {self.h_uuid!r}, for there is no file {self.database}; "
                 "expected the file the run was written to; correct the path, or leave uuid out"
@@ -352,31 +358,29 @@ class SQLiteLog(TrainingLog):
         other process may not have come to it.
         """
         self._journal, self._opening, self._holders = None, None, 0
-        self._is_noted = self._in_session = False
-        self._failure = None
-        if self._unread:
-            return
-        if not self._started:
-            self.uuid = uuid_module.uuid4()
-            if isinstance(self._rows, WindowedRows):
-                readers = self._rows.history.readers
-                self._rows.history = History(readers, ((self.h_uuid, END_OF_TIME),))
-            return
+        self._is_noted = self._in_session = self._has_written = False
+        self._failure, self._writer = None, Writer()
         self._unwritten.put_back()
-        changes = [change for change in self._unwritten.unwritten() if change[0] >= 0]
-        self._unwritten.clear()
-        self._unwritten.marked = 0
-        self._writer = Writer()
-        self.resume()
-        for change in changes:
-            if change[0] <= self._forked_at:
-                self._unwritten.extend(change)
-                self._inherited += 1
+        if self._started:
+            changes = [change for change in self._unwritten.unwritten() if change[0] >= 0]
+            self._unwritten.clear()
+            self._unwritten.marked = 0
+            self.resume()
+            for change in changes:
+                if change[0] <= self._forks[-1]:
+                    self._unwritten.extend(change)
+        elif not self._unread and isinstance(self._rows, WindowedRows):
+            self.uuid = uuid_module.uuid4()
+            readers = self._rows.history.readers
+            self._rows.history = History(readers, ((self.h_uuid, END_OF_TIME),))
+        self._inherited = self._unsaved_records()
+
+    def _unsaved_records(self) -> int:
+        times: list[int] = self._unwritten[::3]
+        return sum(1 for time in times if time >= 0)
 
     def __del__(self) -> None:
-        noted: list[Any] = getattr(self, "_changes", None) or []
-        times: list[int] = noted[::3]
-        lost = sum(1 for time in times if time >= 0) - getattr(self, "_inherited", 0)
+        lost = self._unsaved_records() - self._inherited if hasattr(self, "_inherited") else 0
         if lost > 0:
             warnings.warn(
                 f"{lost} records written to the log {self.database} outside a run were never "

@@ -27,7 +27,7 @@ class WindowedRows(Rows):
     nowhere, so that a run that goes on never looks into the file.
     """
 
-    __slots__ = ("_count_outside", "_held", "_noted", "history")
+    __slots__ = ("_count_outside", "_held", "_leaving", "_noted", "history")
 
     def __init__(self, changes: Changes, history: History) -> None:
         super().__init__(changes)
@@ -37,6 +37,8 @@ class WindowedRows(Rows):
         self._held: WeakValueDictionary[int, Row] = WeakValueDictionary()
         # How many times have records and are not in here; None when that has to be counted.
         self._count_outside: int | None = 0
+        # The times that leave while a thread reads the file, one set for each such read.
+        self._leaving: list[set[int]] = []
 
     def __missing__(self, time: int) -> Row:
         if time > self.kept_until:
@@ -86,6 +88,8 @@ class WindowedRows(Rows):
                 excess -= 1
 
     def _let_go(self, time: int) -> None:
+        for left in self._leaving:
+            left.add(time)
         row = self.pop(time)
         if self._noted.row_bytes:
             self._noted.forget_row(time)
@@ -133,14 +137,21 @@ class WindowedRows(Rows):
     async def read_between(self, first: int, last: int) -> AsyncGenerator[Row]:
         """Give the rows that have records from one time to another, old ones piece by piece."""
         while first <= (outside := min(last, self.kept_until)):
-            with thread_at_work():
-                read = asyncio.to_thread(self.history.next_rows, first, outside)
-                up_to, found = await read
-            times = {row.time for row in self.between(first, up_to)} | found.keys()
-            for time in sorted(times):
-                row = self.hold(time, found.get(time, {}))
-                if row:
-                    yield row
+            left = set[int]()
+            self._leaving.append(left)
+            try:
+                with thread_at_work():
+                    read = asyncio.to_thread(self.history.next_rows, first, outside)
+                    up_to, found = await read
+            finally:
+                self._leaving = [other for other in self._leaving if other is not left]
+            # What left meanwhile may have been written after it was read.
+            rows = [self.hold(time, found[time]) for time in found.keys() - left]
+            rows += [self[time] for time in left if first <= time <= up_to]
+            rows += [row for row in self.between(first, up_to) if row.time not in found]
+            by_time = {row.time: row for row in rows if row}
+            for time in sorted(by_time):
+                yield by_time[time]
             first = up_to + 1
         async for row in super().read_between(first, last):
             yield row

@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager
 import numpy as np
 
 from aloop.log.base import TrainingLog
-from aloop.log.reading import END_OF_TIME, History, Readers
+from aloop.log.readers import Readers
+from aloop.log.reading import END_OF_TIME, History
 from aloop.log.sqlite import SQLiteLog
 
 FAIL = """

@@ -193,7 +193,7 @@ def test_repr_tells_what_the_log_holds(log):
     log.status["iterations_done"] = 3
     log[3]["cost"] = 0.5
     name = type(log).__name__
-    assert repr(log) == f"<{name} {log.h_uuid[:8]}: 3 iterations, 0 epochs, 1 rows>"
+    assert repr(log) == f"<{name} {log.h_uuid[:8]}: 3 iterations, 0 epochs>"
 
 
 # ------------------------------------------------------------------ status

@@ -1,0 +1,310 @@
+"""What children do for the tests of faults: ``python fault_jobs.py JOB '{"argument": ...}'``.
+
+The fork server runs them too. Each job tells how it goes on by lines to its link.
+"""
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from random import Random
+
+from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, config, read_log
+
+Tell = Callable[..., None]
+
+
+async def no_op(batch: object) -> None:
+    """Train on nothing."""
+
+
+# ------------------------------------------------------------------ writing until killed
+
+
+def write_boundary(log: SQLiteLog, time: int, text: str) -> None:
+    """Write three records and a status, which are to be in the file together or not at all."""
+    log[time]["a"] = time
+    log[time]["b"] = text
+    log[time]["c"] = -time
+    log.status["iterations_done"] = time + 1
+    log.commit()
+
+
+async def write(
+    tell: Tell,
+    database: str,
+    seed: int,
+    *,
+    rows: int | None = None,
+    run: str | None = None,
+    size: int = 10,
+    durability: str = "normal",
+    each: bool = False,
+) -> None:
+    """Log boundaries, flush after some of them (or after each), and acknowledge each flush."""
+    random = Random(seed)
+    log = SQLiteLog(database, run, durability=durability)
+    async with log.session():
+        log.commit()
+        await log.flush()
+        tell("open", log.h_uuid)
+        for time in count(log.status["iterations_done"]):
+            if time == rows:
+                break
+            write_boundary(log, time, "x" * random.randrange(2 * size))
+            if each or random.random() < 0.5:
+                await log.flush()
+                tell("flushed", time)
+            else:
+                await asyncio.sleep(0)
+    tell("closed")
+
+
+async def stay_open(tell: Tell, database: str) -> None:
+    """Have a log open until told to close it."""
+    async with SQLiteLog(database) as log:
+        log[0]["a"] = 0
+        await log.flush()
+        tell("open", log.h_uuid)
+        await asyncio.to_thread(sys.stdin.readline)
+    tell("closed")
+
+
+async def open_and_die(tell: Tell, database: str, step: int, *, at_close: bool = False) -> None:
+    """Open a log and close it, and kill this process before the given step of that.
+
+    A step is a call into C from the modules that make, open and close the file.
+    """
+    left = step
+
+    def profile(frame, event, arg) -> None:
+        nonlocal left
+        if event == "c_call" and frame.f_code.co_filename.endswith(
+            ("log/files.py", "log/connection.py")
+        ):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    log = SQLiteLog(database)
+    threading.setprofile(profile)
+    await log.open()
+    log[0]["a"] = 0
+    await log.close()
+    tell("closed", log.h_uuid)
+
+
+async def open_and_close(tell: Tell, database: str) -> None:
+    tell("begin")
+    async with SQLiteLog(database) as log:
+        log[0]["a"] = 0
+    tell("closed", log.h_uuid)
+
+
+# ------------------------------------------------------------------ failures
+
+
+class Write(TrainingExtension):
+    """Records each batch with a text, and flushes now and then."""
+
+    def __init__(self, size: int, flush_every: int) -> None:
+        super().__init__()
+        self.size = size
+        self.flush_every = flush_every
+        self.acknowledged = -1
+        self.last = -1
+
+    async def after_batch(self, batch: object) -> None:
+        log = self.main_loop.log
+        log.current_row["batch"] = batch
+        log.current_row["text"] = "x" * self.size
+        self.last = batch
+        if batch % self.flush_every == self.flush_every - 1:
+            # What this boundary holds is not committed yet; the one before is.
+            await log.flush()
+            self.acknowledged = batch - 1
+
+
+def outcome_of_reading(database: str) -> list[int]:
+    with read_log(database) as log:
+        return [log[time]["batch"] for time in log]
+
+
+async def run_out_of_space(
+    tell: Tell, database: str, free: Callable[[], None], *, flush_every: int = 10
+) -> None:
+    """Train until the disk is full, tell what came of it, make room, flush, and tell again."""
+    write = Write(2000, flush_every)
+    log = SQLiteLog(database)
+    loop = MainLoop(no_op, lambda: iter(range(100_000)), log=log, extensions=[write])
+    error: BaseException | None = None
+    try:
+        await loop.run()
+    except BaseException as caught:  # noqa: BLE001 - looked at by the test
+        error = caught
+    tell("failed", type(error).__name__, str(error))
+    in_memory = [log[time]["batch"] for time in log]
+    tell("memory", in_memory == list(range(write.last + 1)), write.last)
+    before = outcome_of_reading(database)
+    tell("file", before == list(range(len(before))), len(before), write.acknowledged)
+    free()
+    await log.flush()
+    after = outcome_of_reading(database)
+    tell("flushed", after == in_memory, len(after))
+
+
+async def fill_a_disk(tell: Tell, directory: str, *, flush_every: int = 10) -> None:
+    """Train on a tmpfs of 1 MB that is nearly full of something else."""
+    ballast = Path(directory, "ballast")
+    ballast.write_bytes(bytes(500_000))
+    await run_out_of_space(
+        tell, f"{directory}/log.sqlite", ballast.unlink, flush_every=flush_every
+    )
+    tell("beside", *sorted(os.listdir(directory)))
+
+
+async def open_on_a_full_disk(tell: Tell, directory: str) -> None:
+    """Try to make a log where there is no room, and then with room."""
+    ballast = Path(directory, "ballast")
+    try:
+        with ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        pass
+    await try_to_open(tell, f"{directory}/log.sqlite")
+    tell("beside", *sorted(os.listdir(directory)))
+    ballast.unlink()
+    await try_to_open(tell, f"{directory}/log.sqlite")
+    tell("beside", *sorted(os.listdir(directory)))
+
+
+async def exceed_file_size(tell: Tell, database: str, limit: int) -> None:
+    """Train until a file would be larger than this process may make one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    await run_out_of_space(
+        tell, database, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    )
+
+
+async def try_to_open(tell: Tell, database: str, run: str | None = None) -> None:
+    try:
+        async with SQLiteLog(database, run) as log:
+            log[0]["a"] = 0
+    except Exception as error:  # noqa: BLE001 - looked at by the test
+        tell("refused", type(error).__name__, str(error))
+    else:
+        tell("opened")
+
+
+async def try_to_read(tell: Tell, database: str) -> None:
+    try:
+        read = outcome_of_reading(database)
+    except Exception as error:  # noqa: BLE001 - looked at by the test
+        tell("refused", type(error).__name__, str(error))
+    else:
+        tell("read", *read)
+
+
+async def as_nobody(tell: Tell, job: str, **arguments) -> None:
+    """Do a job as a user whom permissions bind."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    await globals()[job](tell, **arguments)
+
+
+# ------------------------------------------------------------------ cancellation
+
+
+async def cancel_flushes(tell: Tell, database: str, seed: int, flushes: int) -> None:
+    """Flush, with three in ten flushes cancelled at some moment; end with the log open."""
+    log = await SQLiteLog(database).open()
+    await flush_and_cancel(log, seed, flushes)
+    tell("end", log.h_uuid)
+
+
+async def flush_and_cancel(log: SQLiteLog, seed: int, flushes: int) -> int:
+    """Do that over a log in a session or not; give how many flushes were cancelled."""
+    random = Random(seed)
+    pending: set[asyncio.Task[None]] = set()
+    cancelled = 0
+
+    def end(task: asyncio.Task[None]) -> None:
+        nonlocal cancelled
+        pending.discard(task)
+        if task.cancelled():
+            cancelled += 1
+        else:
+            task.result()
+
+    for time in range(flushes):
+        write_boundary(log, time, "x")
+        task = asyncio.create_task(log.flush())
+        pending.add(task)
+        task.add_done_callback(end)
+        if random.random() < 0.3:
+            for _ in range(random.randrange(6)):
+                await asyncio.sleep(0)
+            if random.random() < 0.5:  # while the thread is at work, perhaps
+                await asyncio.sleep(random.uniform(0, 0.003))
+            task.cancel()
+        elif random.random() < 0.5:
+            await task
+    while pending:
+        await asyncio.wait(pending)
+        await asyncio.sleep(0)
+    return cancelled
+
+
+async def end_in_the_middle(tell: Tell, database: str, how: str) -> None:
+    """End the main coroutine while much is on its way."""
+    log = await SQLiteLog(database).open()
+    flushes = []
+    for time in range(300):
+        write_boundary(log, time, "x" * 1000)
+        if time % 10 == 0:
+            flushes.append(asyncio.create_task(log.flush()))
+            await asyncio.sleep(0)
+    if how == "cancelled":
+        for task in flushes:
+            task.cancel()
+    tell("end", log.h_uuid)
+
+
+async def end_a_run(tell: Tell, database: str) -> None:
+    """End the main coroutine right after a run."""
+    write = Write(100, 10)
+    log = SQLiteLog(database)
+    extensions = [write, FinishAfter(after_n_epochs=1)]
+    await MainLoop(no_op, range(100), log=log, extensions=extensions).run()
+    tell("end", log.h_uuid)
+
+
+# ------------------------------------------------------------------ being run
+
+
+def do(job: str, arguments: dict, tell: Tell) -> None:
+    config.max_blob_size = 1 << 20  # large records are what fills files
+    asyncio.run(globals()[job](tell, **arguments))
+
+
+def tell_to(descriptor: int) -> Tell:
+    """Make a function that tells a list, in a line, with the time at which it did."""
+
+    def tell(*what: object) -> None:
+        os.write(descriptor, (json.dumps(what) + "\n").encode())
+
+    return tell
+
+
+if __name__ == "__main__":
+    do(sys.argv[1], json.loads(sys.argv[2]), tell_to(1))
