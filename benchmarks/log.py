@@ -730,7 +730,14 @@ def main() -> None:
         asyncio.run(follow_many(Path(sys.argv[2])))
         return
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=CASES,
+        default=CASES,
+        metavar="CASE",
+        help=f"of {', '.join(CASES)}; default: all",
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes: seconds, no figures")
     for name, size in asdict(Sizes()).items():
         parser.add_argument(

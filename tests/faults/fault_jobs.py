@@ -16,8 +16,15 @@ from pathlib import Path
 from random import Random
 
 from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, config, read_log
+from aloop.errors import UnknownRunError
+from aloop.log.files import Ownership
 
 Tell = Callable[..., None]
+
+
+def seeded(seed: int) -> Random:
+    """Give what a test draws from: the same again for the same seed."""
+    return Random(seed)  # noqa: S311 - keeps no secret
 
 
 async def no_op(batch: object) -> None:
@@ -48,7 +55,7 @@ async def write(
     each: bool = False,
 ) -> None:
     """Log boundaries, flush after some of them (or after each), and acknowledge each flush."""
-    random = Random(seed)
+    random = seeded(seed)
     log = SQLiteLog(database, run, durability=durability)
     async with log.session():
         log.commit()
@@ -76,7 +83,7 @@ async def stay_open(tell: Tell, database: str) -> None:
     tell("closed")
 
 
-async def open_and_die(tell: Tell, database: str, step: int, *, at_close: bool = False) -> None:
+async def open_and_die(tell: Tell, database: str, step: int) -> None:
     """Open a log and close it, and kill this process before the given step of that.
 
     A step is a call into C from the modules that make, open and close the file.
@@ -86,7 +93,7 @@ async def open_and_die(tell: Tell, database: str, step: int, *, at_close: bool =
     def profile(frame, event, arg) -> None:
         nonlocal left
         if event == "c_call" and frame.f_code.co_filename.endswith(
-            ("log/files.py", "log/connection.py")
+            ("log/files.py", "log/connection.py", "log/committing.py")
         ):
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -105,6 +112,29 @@ async def open_and_close(tell: Tell, database: str) -> None:
     async with SQLiteLog(database) as log:
         log[0]["a"] = 0
     tell("closed", log.h_uuid)
+
+
+async def claim_and_release(tell: Tell, database: str, seed: int, times: int) -> None:
+    """Claim to be the owner of a file many times; tell how often another was, too, and how often.
+
+    The owner makes a file that nobody but the owner makes, and removes it.
+    """
+    random = seeded(seed)
+    ownership = Ownership(Path(database))
+    mine = Path(f"{database}-mine")
+    twice = granted = 0
+    for _ in range(times):
+        if ownership.claim():
+            granted += 1
+            try:
+                mine.open("x").close()
+            except FileExistsError:
+                twice += 1
+            for _ in range(random.randrange(300)):
+                pass
+            mine.unlink(missing_ok=True)
+            ownership.release()
+    tell("done", twice, granted)
 
 
 # ------------------------------------------------------------------ failures
@@ -129,18 +159,23 @@ class Write(TrainingExtension):
             # What this boundary holds is not committed yet; the one before is.
             await log.flush()
             self.acknowledged = batch - 1
+        elif batch % 50 == 0:  # so that not all is one group
+            await asyncio.sleep(0.03)
 
 
-def outcome_of_reading(database: str) -> list[int]:
-    with read_log(database) as log:
-        return [log[time]["batch"] for time in log]
+def batches_in(database: str) -> list[int]:
+    try:
+        with read_log(database) as log:
+            return [log[time]["batch"] for time in log]
+    except UnknownRunError:  # there is none
+        return []
 
 
 async def run_out_of_space(
     tell: Tell, database: str, free: Callable[[], None], *, flush_every: int = 10
 ) -> None:
     """Train until the disk is full, tell what came of it, make room, flush, and tell again."""
-    write = Write(2000, flush_every)
+    write = Write(500, flush_every)
     log = SQLiteLog(database)
     loop = MainLoop(no_op, lambda: iter(range(100_000)), log=log, extensions=[write])
     error: BaseException | None = None
@@ -151,11 +186,12 @@ async def run_out_of_space(
     tell("failed", type(error).__name__, str(error))
     in_memory = [log[time]["batch"] for time in log]
     tell("memory", in_memory == list(range(write.last + 1)), write.last)
-    before = outcome_of_reading(database)
+    before = batches_in(database)
     tell("file", before == list(range(len(before))), len(before), write.acknowledged)
     free()
     await log.flush()
-    after = outcome_of_reading(database)
+    tell("beside", *sorted(path.name for path in Path(database).parent.iterdir()))
+    after = batches_in(database)
     tell("flushed", after == in_memory, len(after))
 
 
@@ -163,10 +199,7 @@ async def fill_a_disk(tell: Tell, directory: str, *, flush_every: int = 10) -> N
     """Train on a tmpfs of 1 MB that is nearly full of something else."""
     ballast = Path(directory, "ballast")
     ballast.write_bytes(bytes(500_000))
-    await run_out_of_space(
-        tell, f"{directory}/log.sqlite", ballast.unlink, flush_every=flush_every
-    )
-    tell("beside", *sorted(os.listdir(directory)))
+    await run_out_of_space(tell, f"{directory}/log.sqlite", ballast.unlink, flush_every=flush_every)
 
 
 async def open_on_a_full_disk(tell: Tell, directory: str) -> None:
@@ -179,10 +212,10 @@ async def open_on_a_full_disk(tell: Tell, directory: str) -> None:
     except OSError:
         pass
     await try_to_open(tell, f"{directory}/log.sqlite")
-    tell("beside", *sorted(os.listdir(directory)))
+    tell("beside", *sorted(path.name for path in Path(directory).iterdir()))
     ballast.unlink()
     await try_to_open(tell, f"{directory}/log.sqlite")
-    tell("beside", *sorted(os.listdir(directory)))
+    tell("beside", *sorted(path.name for path in Path(directory).iterdir()))
 
 
 async def exceed_file_size(tell: Tell, database: str, limit: int) -> None:
@@ -206,20 +239,20 @@ async def try_to_open(tell: Tell, database: str, run: str | None = None) -> None
 
 async def try_to_read(tell: Tell, database: str) -> None:
     try:
-        read = outcome_of_reading(database)
+        read = batches_in(database)
     except Exception as error:  # noqa: BLE001 - looked at by the test
         tell("refused", type(error).__name__, str(error))
     else:
         tell("read", *read)
 
 
-async def as_nobody(tell: Tell, job: str, **arguments) -> None:
+async def as_nobody(tell: Tell, what: str, **arguments) -> None:
     """Do a job as a user whom permissions bind."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-    await globals()[job](tell, **arguments)
+    await globals()[what](tell, **arguments)
 
 
 # ------------------------------------------------------------------ cancellation
@@ -234,7 +267,7 @@ async def cancel_flushes(tell: Tell, database: str, seed: int, flushes: int) -> 
 
 async def flush_and_cancel(log: SQLiteLog, seed: int, flushes: int) -> int:
     """Do that over a log in a session or not; give how many flushes were cancelled."""
-    random = Random(seed)
+    random = seeded(seed)
     pending: set[asyncio.Task[None]] = set()
     cancelled = 0
 

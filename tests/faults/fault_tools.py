@@ -20,6 +20,7 @@ class Child:
 
     def __init__(self, server, job, arguments):
         self._server = server
+        self.is_running = True
         ours, theirs = socket.socketpair()
         with theirs:
             self.pid = server.order(
@@ -49,6 +50,7 @@ class Child:
         """Wait for its end; give what it told and the exit code."""
         told = list(iter(self.line, None))
         code = self._server.order({"wait": self.pid})
+        self.is_running = False
         self._lines.close()
         self._link.close()
         return told, code
@@ -101,7 +103,7 @@ def do_job(job, *, prefix=(), timeout=50, **arguments):
 
 def with_mount(*options):
     """Give the beginning of a command that mounts what is asked for, for that command alone."""
-    mount = f"mount {' '.join(map(str, options))} && exec \"$@\""
+    mount = f'mount {" ".join(map(str, options))} && exec "$@"'
     for flags in ("-rm", "-m"):
         prefix = ["unshare", flags, "sh", "-c", mount, "sh"]
         tried = subprocess.run([*prefix, "true"], capture_output=True, check=False)

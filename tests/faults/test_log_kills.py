@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-from random import Random
 from time import sleep
 
 import pytest
-from fault_jobs import write_boundary
+from fault_jobs import seeded, write_boundary
 from fault_tools import beside, boundaries_of, is_sound
 
 from aloop import SQLiteLog, read_log
@@ -49,7 +48,7 @@ def times_of(told):
 
 def kill_writer(server, database, seed, run=None):
     """Kill a process that logs at a moment drawn from the seed; give the run and what it told."""
-    random = Random(seed)
+    random = seeded(seed)
     child = server.start(
         "write",
         database=database,
@@ -92,7 +91,7 @@ def test_what_was_flushed_before_kills_during_checkpoints_is_in_the_file(server,
         # The write-ahead log is moved into the file each thousand pages.
         while len(told) < 10 + seed % 10:
             told.append(child.line())
-        sleep(Random(seed).uniform(0, 0.006))
+        sleep(seeded(seed).uniform(0, 0.006))
         told += child.kill()
         check_after_kill(database, told[0][1], times_of(told), seed)
 
@@ -153,7 +152,7 @@ def kill_at_steps(server, database, share, *, exists):
         server.start("open_and_close", database=database).end()
     steps = count_steps(server, database)
     assert steps > 30
-    chosen = Random(SEED).sample(range(steps), round(share * steps))
+    chosen = seeded(SEED).sample(range(steps), round(share * steps))
     for step in chosen:
         if not exists:
             for path in database.parent.iterdir():
@@ -183,7 +182,7 @@ def test_opening_that_is_killed_at_any_moment_hinders_no_later_one(server, tmp_p
         database = tmp_path / f"{seed}.sqlite"
         child = server.start("open_and_close", database=database)
         child.line()
-        sleep(Random(seed).uniform(0, 0.02))
+        sleep(seeded(seed).uniform(0, 0.02))
         child.kill()
         check_start(server, database, f"seed {seed}")
 
@@ -220,7 +219,7 @@ def test_leftover_of_a_killed_creation_is_removed_though_there_is_a_file_by_now(
 
 def kill_one_of_two(server, database, seed, victim):
     """Kill the first or the second of two processes that write to a file; check both."""
-    random = Random(seed)
+    random = seeded(seed)
     children = [
         server.start("write", database=database, seed=seed + number, rows=rows, size=1000)
         for number, rows in enumerate([None, 60] if victim == 0 else [60, None])
@@ -244,9 +243,7 @@ def kill_one_of_two(server, database, seed, victim):
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["the owner", "the other"])
-def test_process_goes_on_when_another_that_writes_to_the_file_is_killed(
-    server, database, victim
-):
+def test_process_goes_on_when_another_that_writes_to_the_file_is_killed(server, database, victim):
     for seed in range(SEED, SEED + 5):
         kill_one_of_two(server, database, seed, victim)
 
