@@ -65,8 +65,7 @@ class Journal:
         self._want_checkpoint = False
         self._unsynced = False
         self._closing = False
-        # Cancelled, or made where another was: the event loop is about to be closed, as far as a
-        # task can know.
+        # Cancelled, or made where another journal was.
         self._is_cancelled = self._loop in self._ending_loops
         self._is_inherited = False
         self._failed = False
@@ -146,6 +145,11 @@ class Journal:
     def is_usable(self) -> bool:
         """False once the writer ends or has ended, and in another event loop than its own."""
         return not (self._closing or self._task.done() or self.is_abandoned)
+
+    @property
+    def is_ending(self) -> bool:
+        """True when its event loop is about to be closed, as far as a task can know."""
+        return self._is_cancelled
 
     @property
     def is_abandoned(self) -> bool:

@@ -146,7 +146,8 @@ class SQLiteLog(TrainingLog):
                 return
             if journal is None:  # its task was cancelled, with all others perhaps
                 journal = self._journal = await Journal.acquire(self.database)
-            self._holders -= 1
+            # In an event loop that ends nobody would close the journal that was just made.
+            self._holders = 0 if journal.is_ending else self._holders - 1
             if not self._holders:
                 self._end()
             try:
