@@ -14,8 +14,9 @@ Series: TypeAlias = tuple["np.ndarray[Any, np.dtype[np.int64]]", "np.ndarray[Any
 _NUMBERS = frozenset({bool, int, float})
 
 
-Part: TypeAlias = tuple[Sequence[int], Sequence[Any]] | Series
-"""Times and values of one run: arrays where all values are of the same kind of number."""
+Part: TypeAlias = tuple[Any, Any]
+"""Times and values of one run: two arrays where the values are all of the same kind of number, or two
+lists, in which `DELETED` may stand for a value."""
 
 
 def as_series(times: Sequence[int], values: Sequence[Any]) -> Series:
@@ -40,16 +41,32 @@ def merge(parts: Iterable[Part], unwritten: Iterable[tuple[int, Any]]) -> Series
     """
     newest = dict(unwritten)
     changed = sorted(newest), [newest[time] for time in sorted(newest)]
-    given = [part for part in (*parts, changed) if len(part[0])]
-    if len(given) == 1 and isinstance(given[0][1], np.ndarray):
-        return given[0]  # pyright: ignore[reportReturnType] - the times are an array as well
+    given = [_as_arrays(part) for part in (*parts, changed) if len(part[0])]
+    if given and _follow_each_other(given):
+        times, values = zip(*given, strict=True)
+        return np.concatenate(times), np.concatenate(values)
     found: dict[int, Any] = {}
     for times, values in given:
         found.update(zip(_listed(times), _listed(values), strict=True))
-    if not all(a < b for a, b in pairwise(found)):
-        found = dict(sorted(found.items()))
+    found = dict(sorted(found.items()))
     kept = {time: value for time, value in found.items() if type(value) is not bytes}
     return as_series(list(kept), list(kept.values()))
+
+
+def _as_arrays(part: Part) -> Part:
+    """Make arrays of values that are all of the same kind of number, and leave others alone."""
+    times, values = part
+    if isinstance(values, np.ndarray) or set(map(type, values)) not in ({int}, {float}):
+        return part
+    return as_series(times, values)
+
+
+def _follow_each_other(parts: Sequence[Part]) -> bool:
+    """Say whether these are arrays of one kind, and each begins after the end of the one before."""
+    return all(isinstance(values, np.ndarray) for _, values in parts) and all(
+        one[0][-1] < other[0][0] and type(one[1][0]) is type(other[1][0])
+        for one, other in pairwise(parts)
+    )
 
 
 def _listed(given: Any) -> list[Any]:
