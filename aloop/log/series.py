@@ -13,10 +13,9 @@ Series: TypeAlias = tuple["np.ndarray[Any, np.dtype[np.int64]]", "np.ndarray[Any
 
 _NUMBERS = frozenset({bool, int, float})
 
-
 Part: TypeAlias = tuple[Any, Any]
-"""Times and values of one run: two arrays where the values are all of the same kind of number, or two
-lists, in which `DELETED` may stand for a value."""
+"""Times and values of one run: two arrays where the values are all of the same kind of number, or
+two lists, in which `DELETED` may stand for a value."""
 
 
 def as_series(times: Sequence[int], values: Sequence[Any]) -> Series:
