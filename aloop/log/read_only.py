@@ -264,9 +264,9 @@ def read_log(database: str | Path, run: str | UUID | None = None) -> ReadOnlyLog
 def _find_run(readers: Readers, run: str | UUID | None) -> str:
     """Give the id of the run that is meant."""
     with readers.connection() as connection:
-        known: list[tuple[str, str | None]] = connection.execute(
-            "SELECT CAST(run AS TEXT), name FROM runs WHERE run IS NOT NULL ORDER BY id DESC"
-        ).fetchall()
+        found_runs = connection.execute("SELECT run, name FROM runs ORDER BY id DESC").fetchall()
+    # In a damaged file anything can stand in a column of texts.
+    known: list[tuple[str, Any]] = [row for row in found_runs if isinstance(row[0], str)]
     if run is None:
         found = [known[0][0]] if known else []
     else:
