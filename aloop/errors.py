@@ -31,6 +31,7 @@ __all__ = [
     "TriggerError",
     "UnknownRunError",
     "UnknownTriggerError",
+    "is_other",
 ]
 
 
@@ -140,3 +141,10 @@ class UnknownRunError(AloopError, LookupError):
 
 class UnknownTriggerError(TriggerError, TypeError):
     """A trigger of an extension is misspelt or does not exist."""
+
+
+def is_other(name: str, given: object, usual: str, other: str) -> bool:
+    """Say whether an argument is the other of its two values; `ArgumentError` if it is neither."""
+    if given not in (usual, other):
+        raise ArgumentError(f"{name} is {given!r}; expected {usual!r} or {other!r}; leave it out")
+    return given == other

@@ -108,6 +108,8 @@ class TrainingLog:
         """Give the record ``log[time][key]`` without making the row, `default` without one."""
         row = self._rows.get(time)
         if row is None:
+            if type(time) is not int:
+                time = check_time(time)
             if time > self._rows.kept_until or time < 0:
                 return default
             row = self._rows[time]

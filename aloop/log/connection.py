@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final
 
-from aloop.errors import LogFileError
+from aloop.errors import LogFileError, LogInUseError
 from aloop.log.files import (
     Ownership,
     check_version,
@@ -27,7 +27,7 @@ from aloop.log.readers import BUSY_TIMEOUT_S
 from aloop.log.records import EPOCH_END, RUN_START, STATUS, RunStart, each_change
 from aloop.log.values import encode, encode_json
 
-__all__ = ["WRITE_TIMEOUT_S", "LogConnection", "is_busy"]
+__all__ = ["WRITE_TIMEOUT_S", "LogConnection", "is_busy", "locked"]
 
 WRITE_TIMEOUT_S: Final = 1.0
 """How long one attempt to write waits for a connection of another process to finish its own."""
@@ -48,6 +48,14 @@ def is_busy(error: BaseException | None) -> bool:
     """Tell whether SQLite failed because another program has the file locked."""
     code = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def locked(database: str, waited_s: float) -> LogInUseError:
+    """Make the error for a file that another program keeps locked."""
+    return LogInUseError(
+        f"another program has kept {database} locked for {waited_s:.0f} s; expected it to let go; "
+        "end it, or wait until it is done"
+    )
 
 
 class LogConnection(sqlite3.Connection):

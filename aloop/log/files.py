@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from aloop.errors import LogFileError
+from aloop.errors import ArgumentError, LogFileError
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
 try:
@@ -28,6 +28,7 @@ except ImportError:  # Windows, untested
 
 __all__ = [
     "Ownership",
+    "as_path",
     "check_size",
     "check_version",
     "has_checkpoint_fault",
@@ -125,6 +126,15 @@ def _sync_directory(directory: Path) -> None:
             os.close(handle)
 
 
+def as_path(database: object) -> Path:
+    """Give the path of a log's file, absolute; `ArgumentError` for what is no path."""
+    if not isinstance(database, str | Path) or not str(database) or "\0" in str(database):
+        raise ArgumentError(
+            f"database is {database!r}; expected the path of a file, such as 'run.sqlite'"
+        )
+    return Path(database).expanduser().absolute()
+
+
 def may_exist(path: Path) -> bool:
     """Say whether there is such a file, as far as this process may know."""
     try:
@@ -135,6 +145,11 @@ def may_exist(path: Path) -> bool:
 
 def check_size(database: Path) -> None:
     """Refuse a file that is no database: it may be what is left of a log that got lost."""
+    if may_exist(database) and database.is_dir():
+        raise LogFileError(
+            f"{database} is a directory; expected the path of a file; add a name, such as "
+            f"{database / 'run.sqlite'}"
+        )
     size = _size(database)
     if size is not None and size < _LEAST_BYTES:
         raise LogFileError(

@@ -21,7 +21,7 @@ import aiosqlite
 from aloop.errors import JournalError, LogFileError, LogInUseError
 from aloop.log.backlog import Backlog
 from aloop.log.committing import Committer
-from aloop.log.connection import LogConnection, is_busy
+from aloop.log.connection import LogConnection, is_busy, locked
 from aloop.log.files import Ownership, check_size, has_checkpoint_fault, publish_new
 from aloop.log.forks import at_work, tell_after_fork
 from aloop.log.groups import Group, Source
@@ -123,15 +123,18 @@ class Journal:
                 "choose another file, or share this one with if_in_use='wait'"
             )
 
-    async def release(self) -> None:
-        """Give the journal back; the last one out closes it, when everything is written."""
+    async def release(self, within_s: float | None = None) -> None:
+        """Give the journal back; the last one out closes it, when everything is written.
+
+        Waits for that, with `within_s` no longer than so many seconds.
+        """
         self._users -= 1
         if self._users:
             return
         self._closing = True
         self._wake.set()
         # wait() leaves the task alone when the caller is cancelled: it goes on to the end.
-        await asyncio.wait([self._task])
+        await asyncio.wait([self._task], timeout=within_s)
 
     def go_on_after_fork(self) -> None:
         """End at once: the thread and what it was to write are the parent's."""
@@ -336,7 +339,9 @@ class Journal:
             if not is_busy(committer.failure):
                 return
             if self._is_cancelled and waited_s > BUSY_TIMEOUT_S:
-                return  # the event loop is about to end; this cannot hold it up for ever
+                # The event loop is about to end; this cannot hold it up for ever.
+                committer.failure = locked(self._database, waited_s)
+                return
             if not is_said and waited_s > BUSY_TIMEOUT_S / 2:
                 is_said = True
                 _logger.warning(
@@ -379,10 +384,7 @@ class Journal:
             _logger.error("the log %s could not be closed: %s", self._database, error)
             return
         if is_busy(error):
-            error = LogInUseError(
-                f"the log {self._database} cannot be opened: another program has locked it for "
-                f"more than {BUSY_TIMEOUT_S:.0f} s; expected it to let go; wait for it to end"
-            )
+            error = locked(self._database, BUSY_TIMEOUT_S)
         elif isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
             error = LogFileError(
                 f"the log {self._database} cannot be opened: {error}; expected an undamaged log; "

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from aloop.errors import ArgumentError, LogTimeError, NoEpochError, UnknownRunError
 from aloop.log.base import check_time, first_time
+from aloop.log.files import as_path
 from aloop.log.frames import as_dataframe
 from aloop.log.readers import Readers
 from aloop.log.reading import END_OF_TIME, Head, History
@@ -18,6 +19,8 @@ from aloop.log.values import FrozenDict, normalise_key
 from aloop.protocols import Record
 
 __all__ = ["ReadOnlyLog", "ReadOnlyRow", "RunSummary", "read_log"]
+
+MAX_POLL_S: Final = 3600
 
 POLL_S: Final = 0.1
 """How often those who follow a log from outside look whether there is more."""
@@ -33,7 +36,7 @@ class RunSummary:
     started_at: str
     """ISO 8601, UTC."""
     ended_at: str | None
-    """ISO 8601, UTC; None while it runs, or if it was killed."""
+    """ISO 8601, UTC; None while it runs, or if it was killed and nobody has resumed it."""
     resumed_from: str | None
     """The hexadecimal id of the run before."""
     iterations_done: int
@@ -137,7 +140,8 @@ class ReadOnlyLog:
 
     def get_record(self, time: int, key: str, default: Record = None) -> Record:
         """Give the record ``log[time][key]``, `default` without one."""
-        return default if time < 0 else self[time].get(key, default)
+        is_before_all = isinstance(cast("object", time), int) and time < 0
+        return default if is_before_all else self[time].get(key, default)
 
     @property
     def current_row(self) -> ReadOnlyRow:
@@ -181,9 +185,11 @@ class ReadOnlyLog:
         resumed as another one, that is followed from the fork on. A run that was killed does not
         say that it ended: this goes on waiting for it to be resumed.
         """
-        if not isinstance(cast("object", poll_s), int | float) or not poll_s > 0:
+        is_number = isinstance(cast("object", poll_s), int | float) and poll_s is not True
+        if not is_number or not 0 < poll_s <= MAX_POLL_S:
             raise ArgumentError(
-                f"poll_s is {poll_s!r}; expected seconds, more than 0; leave it out"
+                f"poll_s is {poll_s!r}; expected seconds, more than 0 and at most {MAX_POLL_S}; "
+                "leave it out"
             )
         next_time = first_time(after)
         history = self._history
@@ -251,8 +257,12 @@ def read_log(database: str | Path, run: str | UUID | None = None) -> ReadOnlyLog
     name); the run that was started last by default. Raises `LogFileError` for a
     file that is not a log, `UnknownRunError` for a run that is not in it.
     """
-    path = Path(database).expanduser().absolute()
-    readers = Readers(path)
+    if str(database) == ":memory:":
+        raise ArgumentError(
+            "database is ':memory:'; expected the path of a file; a database in memory can be read "
+            "by its own log alone"
+        )
+    readers = Readers(as_path(database))
     try:
         history, _ = History.of(readers, _find_run(readers, run))
     except BaseException:
@@ -281,6 +291,11 @@ def _find_run(readers: Readers, run: str | UUID | None) -> str:
         found = begun if begin in begun else named[:1] or begun
     if len(found) == 1:
         return found[0]
+    if not known:
+        raise UnknownRunError(
+            f"{readers.database} has no runs yet; expected one to have been started; wait for its "
+            "first commit point, or correct the path"
+        )
     latest = ", ".join(f"{h_uuid} ({name})" if name else h_uuid for h_uuid, name in known[:3])
     raise UnknownRunError(
         f"{readers.database} has {len(found) or 'no'} runs for {run!r}; expected the id of one of "

@@ -26,6 +26,8 @@ END_OF_TIME: Final = 2**63 - 1
 TIMES_AT_ONCE: Final = 4096
 """How many times a range has at most that is read in one go."""
 
+_BYTES_AT_ONCE: Final = 4 << 20  # of texts, arrays and the like in the rows that are
+
 Lineage: TypeAlias = tuple[tuple[str, int], ...]
 """A run and its ancestors, nearest first, by hexadecimal id, each with the last time at which its
 rows count."""
@@ -51,6 +53,7 @@ class History:
     def __init__(self, readers: Readers, lineage: Lineage) -> None:
         self.readers = readers
         self.lineage = lineage
+        self._rows_at_once = 8  # more, as long as they are small
         self._line: str | None = None  # the lineage as SQL, once all its runs are in the file
 
     @classmethod
@@ -113,6 +116,7 @@ class History:
         All are held in memory: see `ranges`.
         """
         rows: dict[int, dict[str, Any]] = {}
+        size = 0
         with self.readers.connection() as connection:
             for time, key, value in connection.execute(
                 f"{self._keys_of_line(connection, '?1')} SELECT time, keys.key, value "
@@ -123,15 +127,22 @@ class History:
                 "ORDER BY distance DESC, keys.id",
                 (first, last),
             ):
+                if type(value) is not float and isinstance(value, str | bytes):
+                    size += len(value)
                 if value != DELETED:
                     rows.setdefault(time, {})[key] = decode(value)
                 elif time in rows:
                     rows[time].pop(key, None)
+        if size > _BYTES_AT_ONCE:
+            self._rows_at_once = max(self._rows_at_once // 2, 1)
+        elif size < _BYTES_AT_ONCE // 4:
+            self._rows_at_once = min(self._rows_at_once * 2, TIMES_AT_ONCE)
         return {time: rows[time] for time in sorted(rows) if rows[time]}
 
     def next_rows(self, first: int, last: int) -> tuple[int, dict[int, dict[str, Any]]]:
         """Read what can be read in one go of a range, and tell up to which time that is."""
-        for begin, end in self.ranges(first, last):
+        for begin, _ in self.ranges(first, last):
+            end = min(begin + self._rows_at_once - 1, last)
             return end, self.rows(begin, end)
         return last, {}
 

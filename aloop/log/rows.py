@@ -11,11 +11,13 @@ __all__ = ["Rows"]
 class Rows(dict[int, Row]):
     """The rows of a log by time; looking up a time that has none makes an empty one."""
 
-    __slots__ = ("_changes", "kept_until")
+    __slots__ = ("_changes", "is_unread", "kept_until")
 
     def __init__(self, changes: Changes | None) -> None:
         super().__init__()
         self._changes = changes
+        self.is_unread = False
+        """True while it is not known what is kept elsewhere: the log was not opened yet."""
         self.kept_until = -1
         """The latest time whose row may be kept elsewhere than in this dictionary."""
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from aloop.config import config
-from aloop.errors import ArgumentError, JournalError, UnknownRunError
+from aloop.errors import JournalError, UnknownRunError, is_other
 from aloop.log.base import TrainingLog
-from aloop.log.files import may_exist
+from aloop.log.files import as_path, may_exist
 from aloop.log.forks import tell_after_fork
 from aloop.log.groups import Group, Writer
 from aloop.log.journal import MEMORY, Journal
@@ -29,6 +29,9 @@ WINDOW_ROWS: Final = 4096
 
 WINDOW_BYTES: Final = 16 << 20
 """How many bytes of large values (texts, arrays and the like) they keep in memory together."""
+
+CANCELLED_CLOSE_S: Final = 1.0
+"""How long a close that is cancelled waits for what is being written."""
 
 LEAST_ROWS: Final = 16
 """How many rows each log keeps at least, however many share the window."""
@@ -71,18 +74,16 @@ class SQLiteLog(TrainingLog):
         durability: Literal["normal", "full"] = "normal",
         if_in_use: Literal["wait", "refuse"] = "wait",
     ) -> None:
-        self._is_durable = _choice("durability", durability, "normal", "full")
-        self._refuses_others = _choice("if_in_use", if_in_use, "wait", "refuse")
+        self._is_durable = is_other("durability", durability, "normal", "full")
+        self._refuses_others = is_other("if_in_use", if_in_use, "wait", "refuse")
         name = config.sqlite_database if database is None else database
-        self.database: str | Path = (
-            MEMORY if str(name) == MEMORY else Path(name).expanduser().absolute()
-        )
+        self.database: str | Path = MEMORY if str(name) == MEMORY else as_path(name)
         self._unwritten = Changes()
         super().__init__(uuid)
         self._written_sequence = 0
         # A run that was asked for is read when the log is first opened. A new one starts then,
         # so that its start tells what its status and name are by that time.
-        self._unread = uuid is not None
+        self._unread = self._rows.is_unread = uuid is not None
         self._started = False
         self._writer = Writer()
         # The count of iterations at the last commit point, which is noted as no change; None once
@@ -150,17 +151,23 @@ class SQLiteLog(TrainingLog):
             self._holders = 0 if journal.is_ending else self._holders - 1
             if not self._holders:
                 self._end()
+            within_s = None
             try:
                 await self._write(journal)
+            except asyncio.CancelledError:
+                within_s = CANCELLED_CLOSE_S  # the journal goes on by itself
+                raise
             finally:
                 if not self._holders:
                     self._leave(journal)
-                    await journal.release()
+                    await journal.release(within_s)
 
     def _leave(self, journal: Journal) -> None:
         """Let go of the journal; what has left memory is read over connections of the log's own."""
         self._journal = None
         self._is_noted = self._has_written = False
+        if self.database == MEMORY:  # the next one is another, where the run starts anew
+            self._started, self._writer = False, Writer()
         journal.backlog.forget(self)
         self._read_over(Readers(journal.readers.database))
 
@@ -177,7 +184,7 @@ class SQLiteLog(TrainingLog):
         journal = self._live_journal()
         if journal is not None:
             await self._write(journal)
-        elif self._unwritten or self._unread:
+        elif any(self._unwritten.unwritten()) or self._unread:
             async with self:  # which writes everything when it closes
                 pass
 
@@ -213,8 +220,8 @@ class SQLiteLog(TrainingLog):
 
     def _journal_error(self) -> JournalError:
         return JournalError(
-            f"the log {self.database} could not be written: {self._failure}; nothing is lost yet, "
-            "its records are in memory; make room or mend the file, then await log.flush()"
+            f"the log {self.database} could not be written: {self._failure}; its records are in "
+            "memory; when the file can be written again, await log.flush()"
         )
 
     def _live_journal(self) -> Journal | None:
@@ -390,10 +397,3 @@ class SQLiteLog(TrainingLog):
                 stacklevel=1,
                 source=self,
             )
-
-
-def _choice(name: str, given: object, usual: str, other: str) -> bool:
-    """Say whether the argument is the other of its two values."""
-    if given not in (usual, other):
-        raise ArgumentError(f"{name} is {given!r}; expected {usual!r} or {other!r}; leave it out")
-    return given == other

@@ -215,6 +215,11 @@ def _normalise_array(key: str, array: "np.ndarray[Any, Any]") -> Any:
             f"record {key!r} is an array of dtype {array.dtype}; expected booleans, integers or "
             "floats of at most 64 bits; convert it with .astype(...) or record a summary of it"
         )
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise LogValueError(
+            f"record {key!r} is a masked array, of which the log would lose the mask; expected an "
+            "array; use .filled(…) or .compressed()"
+        )
     if array.ndim == 0:
         return _normalise(key, array.item(), 0)
     if array.nbytes > MAX_VALUE_BYTES:

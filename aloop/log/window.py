@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 from weakref import WeakValueDictionary, ref
 
+from aloop.errors import JournalError
 from aloop.log.reading import History
 from aloop.log.records import RUN_START, Change, Changes, Row
 from aloop.log.rows import Rows
@@ -65,7 +66,7 @@ class WindowedRows(Rows):
 
     def look_in(self, history: History) -> None:
         """Look for what is not in here in a file that was just opened."""
-        self.history = history
+        self.history, self.is_unread = history, False
         self.kept_until = history.last_time()
         self._count_outside = None
         for time, row in self.items():  # those that were written before the file was open
@@ -116,8 +117,16 @@ class WindowedRows(Rows):
             self._noted.count_row(time, size)
         return self._noted
 
+    def _refuse_unread(self) -> None:
+        if self.is_unread:
+            raise JournalError(
+                "the log was to be read before it was opened; expected it to be open, so that its "
+                "run is known; open it first: async with log:, or use read_log"
+            )
+
     def times(self) -> Iterator[int]:
         """Give the times that have records, in ascending order, reading the file piece by piece."""
+        self._refuse_unread()
         here = {time: bool(row) for time, row in self.items()}
         return heapq.merge(
             (time for time in self._times_in_file() if time not in here),
@@ -130,12 +139,14 @@ class WindowedRows(Rows):
 
     def count(self) -> int:
         """Count the times that have records; slow the first time for a run that was opened."""
+        self._refuse_unread()
         if self._count_outside is None:
             self._count_outside = sum(1 for time in self._times_in_file() if time not in self)
         return self._count_outside + super().count()
 
     async def read_between(self, first: int, last: int) -> AsyncGenerator[Row]:
         """Give the rows that have records from one time to another, old ones piece by piece."""
+        self._refuse_unread()
         while first <= (outside := min(last, self.kept_until)):
             left = set[int]()
             self._leaving.append(left)
@@ -158,17 +169,20 @@ class WindowedRows(Rows):
 
     def keys_of_records(self) -> list[str]:
         """Give the keys of all records."""
+        self._refuse_unread()
         here = super().keys_of_records()
         return here if self.kept_until < 0 else list(dict.fromkeys([*self.history.keys(), *here]))
 
     def series(self, key: str) -> Series:
         """Give the times and values of a record, blocking while it reads."""
+        self._refuse_unread()
         if self.kept_until < 0:
             return super().series(key)
         return merge(self.history.series(key), self._unwritten_values(key))
 
     async def read_series(self, key: str) -> Series:
         """Give the times and values of a record, reading them in a thread."""
+        self._refuse_unread()
         if self.kept_until < 0:
             return super().series(key)
         # What is on its way may be read as well: it counts once, and as it is at this moment.

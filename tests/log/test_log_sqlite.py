@@ -19,7 +19,14 @@ from log_tools import (
 )
 
 from aloop.config import config
-from aloop.errors import AloopError, JournalError, LogFileError, LogValueError, UnknownRunError
+from aloop.errors import (
+    AloopError,
+    ArgumentError,
+    JournalError,
+    LogFileError,
+    LogValueError,
+    UnknownRunError,
+)
 from aloop.log.sqlite import SQLiteLog
 
 # ------------------------------------------------------------------ opening
@@ -172,7 +179,7 @@ async def test_missing_directory_is_an_error_that_names_path_and_remedy(tmp_path
 
 
 async def test_directory_as_database_is_an_error(tmp_path):
-    assert "cannot be opened" in await opening_error(tmp_path)
+    assert "is a directory; expected the path of a file" in await opening_error(tmp_path)
 
 
 async def test_file_as_directory_is_an_error(tmp_path):
@@ -180,8 +187,10 @@ async def test_file_as_directory_is_an_error(tmp_path):
     assert "cannot be opened" in await opening_error(tmp_path / "file" / "log.sqlite")
 
 
-async def test_path_with_a_nul_is_an_error(tmp_path):
-    assert "cannot be opened" in await opening_error(str(tmp_path / "a\0b.sqlite"))
+@pytest.mark.parametrize("path", ["a\0b.sqlite", "", 3, b"log.sqlite"], ids=repr)
+def test_what_is_no_path_is_an_error(path):
+    with pytest.raises(ArgumentError, match="expected the path of a file"):
+        SQLiteLog(path)
 
 
 async def test_file_that_is_no_database_is_an_error(database):
