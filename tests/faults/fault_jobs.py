@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import threading
+import urllib.parse  # noqa: F401 - pathlib imports it late, when `as_nobody` may not read it
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
