@@ -35,7 +35,7 @@ WRITE_TIMEOUT_S: Final = 1.0
 _WAL_BYTES: Final = 64 << 20
 """What the write-ahead log is cut down to after readers have kept it from being moved."""
 
-# Of three values each, well under SQLite's limit of 32,766 variables. The fewer statements, the
+# Of four values each, well under SQLite's limit of 32,766 variables. The fewer statements, the
 # less often this thread has to wait for the interpreter lock beside a busy event loop.
 _ROWS_A_STATEMENT: Final = 4096
 
@@ -291,10 +291,10 @@ class LogConnection(sqlite3.Connection):
 
     def _insert(self, table: str, run_id: int, *columns: list[Any]) -> None:
         """Write rows, given by columns without the first, which is the run."""
-        width = len(columns)
+        width = 1 + len(columns)
+        row = f"({', '.join('?' * width)})"
         for begin, size in _chunks(len(columns[0])):
-            row = f"(?1{', ?' * width})"
-            parameters = [run_id] * (1 + width * size)
+            parameters = [run_id] * (width * size)
             for place, column in enumerate(columns, 1):
                 parameters[place::width] = column[begin : begin + size]
             self.execute(f"REPLACE INTO {table} VALUES {', '.join([row] * size)}", parameters)

@@ -99,12 +99,12 @@ class History:
         """Read the records of one time."""
         with self.readers.connection() as connection:
             found = connection.execute(
-                f"{self._keys_of_line(connection, '?1')} SELECT keys.key, value FROM line_keys "
+                f"{self._keys_of_line(connection, '?')} SELECT keys.key, value FROM line_keys "
                 "CROSS JOIN stored_entries ON stored_entries.run = line_keys.run "
-                "AND stored_entries.key = line_keys.key AND time = ?1 "
+                "AND stored_entries.key = line_keys.key AND time = ? "
                 "CROSS JOIN keys ON keys.id = line_keys.key "
                 "ORDER BY distance DESC, keys.id",
-                (time,),
+                (time, time),
             ).fetchall()
         # The furthest ancestor first, so that nearer ones write over it.
         records = dict(found)
@@ -119,13 +119,13 @@ class History:
         size = 0
         with self.readers.connection() as connection:
             for time, key, value in connection.execute(
-                f"{self._keys_of_line(connection, '?1')} SELECT time, keys.key, value "
+                f"{self._keys_of_line(connection, '?')} SELECT time, keys.key, value "
                 "FROM line_keys CROSS JOIN stored_entries ON stored_entries.run = line_keys.run "
                 "AND stored_entries.key = line_keys.key "
-                "AND time BETWEEN ?1 AND MIN(last_time, ?2) "
+                "AND time BETWEEN ? AND MIN(last_time, ?) "
                 "CROSS JOIN keys ON keys.id = line_keys.key "
                 "ORDER BY distance DESC, keys.id",
-                (first, last),
+                (first, first, last),
             ):
                 if type(value) is not float and isinstance(value, str | bytes):
                     size += len(value)
