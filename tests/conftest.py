@@ -8,6 +8,7 @@ import pytest
 from recorder import Recorder
 
 from aloop import config
+from aloop.log.connection import LogConnection
 
 # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -17,6 +18,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The SQL that the connections of logs run from now on."""
+    seen: list[str] = []
+
+    class Traced(LogConnection):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            self.set_trace_callback(seen.append)
+
+    monkeypatch.setattr("aloop.log.thread.LogConnection", Traced)
+    return seen
 
 
 @pytest.fixture(autouse=True)

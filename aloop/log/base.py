@@ -58,7 +58,7 @@ class TrainingLog:
         # The changes a backend has yet to write; None means that nobody will.
         self._changes = self._note_changes()
         self._rows = self._make_rows()
-        self._in_session = False
+        self._session: asyncio.AbstractEventLoop | None = None  # of the run that holds the log
         self._has_ended = False
         self._forks: list[int] = []  # the times at which this log was resumed
         self._following: list[asyncio.Future[None]] = []  # those who wait for a commit point
@@ -128,13 +128,7 @@ class TrainingLog:
     @property
     def last_epoch_row(self) -> Row:
         """The row of the time at which the last epoch ended; `NoEpochError` before that."""
-        ends: Sequence[int] = self.status["_epoch_ends"]
-        if not ends:
-            raise NoEpochError(
-                "last_epoch_row was read after 0 epochs; expected at least one epoch to have "
-                "ended; look at log.status['epochs_done'] first"
-            )
-        return self[ends[-1]]
+        return self[last_epoch_end(self.status)]
 
     def resume(self) -> None:
         """Go on under a new id.
@@ -224,13 +218,18 @@ class TrainingLog:
                 f"{self!r} is in use by another run; expected a log of its own for each run; "
                 "leave log= out, or give each loop a new log (they can share a database)"
             )
-        self._in_session = True
+        self._session = asyncio.get_running_loop()
         self._has_ended = False
         try:
             yield
         finally:
-            self._in_session = False
+            self._session = None
             self._end()
+
+    @property
+    def _in_session(self) -> bool:
+        # An event loop that was closed under a run has ended it.
+        return self._session is not None and not self._session.is_closed()
 
     def _end(self) -> None:
         self._has_ended = True
@@ -314,6 +313,17 @@ def as_uuid(uuid: "uuid_module.UUID | str | None") -> uuid_module.UUID:
             f"log uuid is {uuid!r}; expected a UUID or its 32 hexadecimal digits, as log.h_uuid "
             "gives them"
         ) from None
+
+
+def last_epoch_end(status: Mapping[str, Any]) -> int:
+    """Give the time at which the last epoch ended; `NoEpochError` before that."""
+    ends: Sequence[int] = status["_epoch_ends"]
+    if not ends:
+        raise NoEpochError(
+            "last_epoch_row was read after 0 epochs; expected at least one epoch to have ended; "
+            "look at log.status['epochs_done'] first"
+        )
+    return ends[-1]
 
 
 def first_time(after: object) -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from aloop.errors import LogFileError
 from aloop.log.connection import LogConnection
-from aloop.log.files import Ownership
 from aloop.log.forks import at_work, close_before_fork
 from aloop.log.groups import Group
+from aloop.log.ownership import Ownership
 
 __all__ = ["Committer"]
 

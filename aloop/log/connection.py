@@ -15,14 +15,9 @@ from time import monotonic, sleep
 from typing import Any, Final
 
 from aloop.errors import LogFileError, LogInUseError
-from aloop.log.files import (
-    Ownership,
-    check_version,
-    has_checkpoint_fault,
-    make_tables,
-    network_file_system,
-)
+from aloop.log.files import check_version, make_tables, network_file_system
 from aloop.log.groups import Group
+from aloop.log.ownership import Ownership, has_checkpoint_fault
 from aloop.log.readers import BUSY_TIMEOUT_S
 from aloop.log.records import EPOCH_END, RUN_START, STATUS, RunStart, each_change
 from aloop.log.values import encode, encode_json
@@ -117,7 +112,7 @@ class LogConnection(sqlite3.Connection):
                 sleep(0.005)
 
     def _become_owner(self) -> None:
-        """Make the checkpoints if nobody else does; see `aloop.log.files`."""
+        """Make the checkpoints if nobody else does; see `aloop.log.ownership`."""
         assert self._ownership is not None
         if self._ownership.claim():
             self.execute("PRAGMA wal_autocheckpoint = 1000")

@@ -1,18 +1,13 @@
-"""The file of a log: made whole or not at all, checked before use, owned by one connection.
+"""The file of a log: made whole or not at all, and checked before use.
 
-SQLite's write-ahead log wants some care. It does not work across hosts, so a file on a network
-file system gets a rollback journal. And in most versions of SQLite a checkpoint, which moves the
-write-ahead log into the file, can damage the file when it meets a commit of another connection
-(https://sqlite.org/wal.html#walresetbug). It cannot as long as one connection alone makes the
-checkpoints, each right after a commit of its own: that one is the file's owner.
+SQLite's write-ahead log does not work across hosts, so a file on a network file system is to get a
+rollback journal.
 """
 
 import contextlib
-import errno
 import os
 import re
 import secrets
-import socket
 import sqlite3
 import time
 from pathlib import Path
@@ -21,17 +16,10 @@ from typing import Final
 from aloop.errors import ArgumentError, LogFileError
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
-try:
-    import fcntl
-except ImportError:  # Windows, untested
-    fcntl = None
-
 __all__ = [
-    "Ownership",
     "as_path",
     "check_size",
     "check_version",
-    "has_checkpoint_fault",
     "make_tables",
     "may_exist",
     "network_file_system",
@@ -42,17 +30,11 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
     | {"smb3", "smbfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"}
 )
-_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+_OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _LEAST_BYTES: Final = 512  # of a page of SQLite's
 _STALE_S: Final = 60.0
 """After how long an unpublished file must be that of a process which was killed."""
-
-
-def has_checkpoint_fault(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
-    """Tell whether this version of SQLite has the fault of checkpoints that meet a commit."""
-    repaired = (3, 44, 6) <= version < (3, 45, 0) or (3, 50, 7) <= version < (3, 51, 0)
-    return version < (3, 51, 3) and not repaired
 
 
 def network_file_system(path: Path, mounts: Path | None = None) -> str | None:
@@ -62,16 +44,19 @@ def network_file_system(path: Path, mounts: Path | None = None) -> str | None:
     every path counts as local.
     """
     try:
-        lines = (mounts or _MOUNTS).read_text(errors="surrogateescape").splitlines()
+        # As bytes: text would be cut at more than the newline and the space, which end the
+        # lines and fields here, and octal codes stand for bytes.
+        lines = (mounts or _MOUNTS).read_bytes().split(b"\n")
     except OSError:
         return None
     resolved, found, kind = path.resolve(), Path(), None
-    for line in lines:
+    for line in filter(None, lines):
         # Before the dash the mount point is the fifth field, its spaces and the like in octal.
-        before, _, after = line.partition(" - ")
-        point = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), before.split()[4]))
+        before, _, after = line.partition(b" - ")
+        name = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), before.split(b" ")[4])
+        point = Path(os.fsdecode(name))
         if resolved.is_relative_to(point) and len(point.parts) >= len(found.parts):
-            found, kind = point, after.split()[0]
+            found, kind = point, os.fsdecode(after.split(b" ")[0])
     return kind if kind in _NETWORK_FILE_SYSTEMS else None
 
 
@@ -197,120 +182,3 @@ def check_version(connection: sqlite3.Connection, database: str | Path) -> int:
             "expected a log or no file at all; choose another path"
         )
     return 0
-
-
-class _Lock:
-    """A lock on a small file, which the system lets go of when the process ends, however it ends.
-
-    The file is there as long as somebody has the lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.handle: int | None = None
-
-    def acquire(self, *, shared: bool = False) -> bool:
-        """Lock the file unless another has it locked, and say whether it is."""
-        while self.handle is None and fcntl is not None:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                if not _flock(handle, shared=shared):
-                    return False
-                # The one before may have removed the file after it was opened here.
-                if os.fstat(handle).st_ino == _inode(self.path):
-                    self.handle, handle = handle, None
-            finally:
-                if handle is not None:
-                    os.close(handle)
-        return True
-
-    def is_only_one(self) -> bool:
-        """Say whether nobody else shares the lock."""
-        if self.handle is None:
-            return True
-        alone = _flock(self.handle, shared=False)
-        while not _flock(self.handle, shared=True):
-            time.sleep(0.001)  # another one is asking the same
-        return alone
-
-    def release(self) -> None:
-        """Unlock the file, and remove it unless others share it."""
-        if self.handle is not None:
-            if _flock(self.handle, shared=False):
-                self.path.unlink(missing_ok=True)
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Forget the lock without giving it up: after a fork it is the other process's."""
-        if self.handle is not None:
-            os.close(self.handle)
-            self.handle = None
-
-
-def _flock(handle: int, *, shared: bool) -> bool:
-    """Lock an open file unless it is locked; one that cannot be locked counts as free."""
-    assert fcntl is not None
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-    return True
-
-
-def _inode(path: Path) -> int | None:
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_ino
-    return None
-
-
-class Ownership:
-    """Which of all connections that write to a file, of all processes, is its owner.
-
-    Two small files beside it tell: one is locked by the owner, the other shared by all writers.
-    """
-
-    def __init__(self, database: Path) -> None:
-        self._owner = _Lock(database.with_name(f"{database.name}-lock"))
-        self._writer = _Lock(database.with_name(f"{database.name}-writers"))
-
-    @property
-    def is_mine(self) -> bool:
-        """True after a `claim` that was granted, until `release`."""
-        return self._owner.handle is not None or fcntl is None
-
-    @property
-    def is_alone(self) -> bool:
-        """True while no other connection writes."""
-        return self._writer.is_only_one()
-
-    def claim(self) -> bool:
-        """Become a writer, the owner too unless there is one, and say whether that is so now."""
-        while not self._writer.acquire(shared=True):
-            time.sleep(0.001)  # another one is looking whether it is alone
-        if not self.is_mine and self._owner.acquire() and self._owner.handle is not None:
-            os.ftruncate(self._owner.handle, 0)
-            os.write(self._owner.handle, _name_of_this_process())
-        return self.is_mine
-
-    def holder(self) -> str:
-        """Tell who the owner is, as far as that can be read."""
-        with contextlib.suppress(OSError):
-            return self._owner.path.read_text(errors="replace") or "another process"
-        return "another process"
-
-    def release(self) -> None:
-        """Be the owner, and a writer, no more."""
-        self._owner.release()
-        self._writer.release()
-
-    def abandon(self) -> None:
-        """Forget the locks without giving them up: after a fork they are the other process's."""
-        self._owner.abandon()
-        self._writer.abandon()
-
-
-def _name_of_this_process() -> bytes:
-    return f"process {os.getpid()} on {socket.gethostname()}".encode()

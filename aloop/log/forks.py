@@ -8,7 +8,7 @@ work, and opened again when they are needed. gunicorn with preload and ``multipr
 import os
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol
 from weakref import WeakSet
 
@@ -78,11 +78,9 @@ _connected: Final[WeakSet[Connected]] = WeakSet()
 _to_tell: Final[WeakSet[Forked]] = WeakSet()
 
 
-@contextmanager
-def at_work() -> Generator[None]:
+def at_work() -> AbstractContextManager[None]:
     """Use a connection in the body: a fork waits for its end, and the body for that of a fork."""
-    with _gate.passed():
-        yield
+    return _gate.passed()
 
 
 def close_before_fork(connected: Connected) -> None:

@@ -8,36 +8,28 @@ same file share one journal. What cannot be written goes back to its log, which 
 import asyncio
 import contextvars
 import logging
-import sqlite3
-import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 from weakref import WeakSet
 
-import aiosqlite
-
-from aloop.errors import JournalError, LogFileError, LogInUseError
+from aloop.errors import JournalError, LogInUseError
 from aloop.log.backlog import Backlog
 from aloop.log.committing import Committer
-from aloop.log.connection import LogConnection, is_busy, locked
-from aloop.log.files import Ownership, check_size, has_checkpoint_fault, publish_new
-from aloop.log.forks import at_work, tell_after_fork
+from aloop.log.connection import is_busy, locked
+from aloop.log.forks import tell_after_fork
 from aloop.log.groups import Group, Source
+from aloop.log.ownership import Ownership
 from aloop.log.readers import BUSY_TIMEOUT_S, Readers
+from aloop.log.thread import WriterThread
+from aloop.log.wal import WALWatch
 from aloop.turns import thread_at_work
 
 __all__ = ["GROUP_COMMIT_S", "MEMORY", "Journal"]
 
 GROUP_COMMIT_S: Final = 0.02
 """How long a record waits at most for others to be committed together with it."""
-
-WAL_WATCH_S: Final = 10.0
-"""How often the owner of the file looks whether others have filled the write-ahead log."""
-
-WAL_BYTES: Final = 16 << 20
-"""Above which size it moves the write-ahead log into the file though it has nothing to write."""
 
 MEMORY: Final = ":memory:"
 """The name of a database that is nowhere but in memory."""
@@ -60,7 +52,6 @@ class Journal:
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._watch_timer: asyncio.TimerHandle | None = None
         self._want_durable = False
         self._want_checkpoint = False
         self._unsynced = False
@@ -75,8 +66,8 @@ class Journal:
         self._ownership = None if key is None else Ownership(Path(database))
         self.readers = Readers(Path(database))
         """Connections for reading the file, open as long as the journal is."""
-        self._committer: Committer | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = WriterThread(database, self._ownership)
+        self._wal_watch = WALWatch(Path(database), self._ownership, self._ask_for_checkpoint)
         self._opened: asyncio.Future[None] = self._loop.create_future()
         # In a context of its own: it outlives whoever came first.
         self._task = self._loop.create_task(
@@ -141,6 +132,7 @@ class Journal:
         self._is_inherited = self._closing = True
         if self._ownership is not None:
             self._ownership.abandon()
+        self._thread.abandon()
         if self._key is not None and self._open.get(self._key) is self:
             del self._open[self._key]
 
@@ -164,9 +156,10 @@ class Journal:
         except RuntimeError:
             return False  # the event loop is between two of its runs
 
-    def share(self, whole: int, least: int) -> int:
-        """Divide what is allowed to the journal between the logs that use it."""
-        return max(whole // max(self._users, 1), least)
+    @property
+    def users(self) -> int:
+        """How many logs use it, the last one counts until it has left."""
+        return max(self._users, 1)
 
     async def make_room(self, source: Source) -> None:
         """Wait until there is room in memory for more, or the log cannot be written."""
@@ -197,35 +190,33 @@ class Journal:
         await written
 
     async def _run(self) -> None:
-        """Own the connection: open it, write until told to close, close it."""
+        """Own the thread: have it open the file, write until told to close, end it."""
         try:
-            database = await self._prepare()
+            committer = await self._thread.open()
             try:
                 self._opened.set_result(None)
-                self._watch_the_wal()
+                self._wal_watch.start()
                 while not self._closing or self._dirty or self._waiters:
                     await self._wait()
-                    await self._write(database)
+                    await self._write(committer)
             finally:
                 if not self._is_inherited:
                     self.readers.close()  # what reads keeps SQLite from tidying up
-                    await database.close()
+                    await self._thread.close()
         except asyncio.CancelledError:
             # While it was opening: the thread may be waiting for a lock, and ends after that.
-            self._thread = None
+            self._thread.abandon()
             raise
         except Exception as error:  # noqa: BLE001 - it goes to those who open or wait
             self._fail(error)
         finally:
             self._closing = True
-            self.readers.close()
             if self._key is not None and self._open.get(self._key) is self:
                 del self._open[self._key]
-            for timer in (self._timer, self._watch_timer):
-                if timer is not None:
-                    timer.cancel()
-            if self._thread is not None and not self._is_inherited:
-                self._thread.join()  # it was told to end, and nothing is left for it to do
+            self._wal_watch.stop()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._thread.join()  # it was told to end, and nothing is left for it to do
             if not self._opened.done():
                 self._opened.cancel()
             self._settle_all(
@@ -237,53 +228,9 @@ class Journal:
             )
             self._settle_all(self._room_waiters)
 
-    def _prepare(self) -> aiosqlite.Connection:
-        """Make the connection's thread, as a daemon: at its exit the interpreter waits for others.
-
-        It ends with the task, but an event loop may be given up without ending its tasks. Threads
-        are daemons when they are made in one.
-        """
-        made: list[aiosqlite.Connection] = []
-
-        def make() -> None:
-            made.append(
-                aiosqlite.connect(
-                    self._database,
-                    timeout=BUSY_TIMEOUT_S,
-                    isolation_level=None,
-                    check_same_thread=False,  # it is closed by whoever forks
-                    factory=self._connect,
-                )
-            )
-
-        maker = threading.Thread(target=make, daemon=True)
-        maker.start()
-        maker.join()
-        return made[0]
-
-    def _connect(self, *args: Any, **kwargs: Any) -> Any:  # what aiosqlite takes for a connection
-        """Make the file and the connection, on its thread; keep it for handing over groups."""
-        self._thread = threading.current_thread()
-        with at_work():
-            if self._ownership is not None:
-                check_size(Path(self._database))
-                publish_new(Path(self._database))
-            self._committer = Committer(
-                self._database,
-                lambda: LogConnection(*args, ownership=self._ownership, **kwargs),
-                self._ownership,
-            )
-        return self._committer
-
-    def _watch_the_wal(self) -> None:
-        """See to it that the owner of the file writes now and then when only others do."""
-        if self._ownership is None or not has_checkpoint_fault():
-            return
-        self._watch_timer = self._loop.call_later(WAL_WATCH_S, self._watch_the_wal)
-        wal = Path(f"{self._database}-wal")
-        if self._ownership.is_mine and wal.exists() and wal.stat().st_size > WAL_BYTES:
-            self._want_checkpoint = self._want_durable = self._unsynced = True
-            self._wake.set()
+    def _ask_for_checkpoint(self) -> None:
+        self._want_checkpoint = self._want_durable = self._unsynced = True
+        self._wake.set()
 
     async def _wait(self) -> None:
         if self._closing:
@@ -302,7 +249,7 @@ class Journal:
         self._closing = self._is_cancelled = True
         self._ending_loops.add(self._loop)
 
-    async def _write(self, database: aiosqlite.Connection) -> None:
+    async def _write(self, committer: Committer) -> None:
         """Commit what the logs hand over as one transaction, and tell them what came of it."""
         if self._timer is not None:
             self._timer.cancel()
@@ -315,12 +262,10 @@ class Journal:
         durable = durable or any(group.durable for _, group in taken)
         self._want_durable = False
         if taken or (durable and self._unsynced):
-            committer = self._committer
-            assert committer is not None
             committer.groups = [group for _, group in taken]
             committer.durable = durable
             committer.wants_checkpoint, self._want_checkpoint = self._want_checkpoint, False
-            await self._commit(database, committer)
+            await self._commit(committer)
             self._unsynced = not durable or committer.failure is not None
             for source, group in taken:
                 group.failure = committer.failure or group.failure
@@ -329,12 +274,12 @@ class Journal:
         self._settle_all(waiters)
         self._settle_all(room_waiters)
 
-    async def _commit(self, database: aiosqlite.Connection, committer: Committer) -> None:
+    async def _commit(self, committer: Committer) -> None:
         """Have it commit, again and again while another program locks the file."""
         begun, is_said = monotonic(), False
         while True:
             with thread_at_work():
-                await self._call(database.commit, database)
+                await self._call(self._thread.commit)
             waited_s = monotonic() - begun
             if not is_busy(committer.failure):
                 return
@@ -351,8 +296,8 @@ class Journal:
                     waited_s,
                 )
 
-    async def _call(self, call: Callable[[], Any], database: aiosqlite.Connection) -> None:
-        """Wait until a call has ended on the connection's thread, through cancellation."""
+    async def _call(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Wait until a call has ended on the thread, through cancellation."""
         while True:
             try:
                 await call()
@@ -361,7 +306,7 @@ class Journal:
                 # Cancelling the wait does not cancel the call. The thread takes one call after
                 # another, so once this one has ended the first one has too.
                 self._expect_the_end()
-                call = database.rollback
+                call = self._thread.catch_up
 
     @staticmethod
     def _settle_all(waiters: list[asyncio.Future[None]], error: Exception | None = None) -> None:
@@ -379,20 +324,8 @@ class Journal:
         self._failed = bool(failed)
 
     def _fail(self, error: Exception) -> None:
-        """Report that the file could not be opened."""
+        """Report that the file could not be opened, or closed."""
         if self._opened.done():
             _logger.error("the log %s could not be closed: %s", self._database, error)
-            return
-        if is_busy(error):
-            error = locked(self._database, BUSY_TIMEOUT_S)
-        elif isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
-            error = LogFileError(
-                f"the log {self._database} cannot be opened: {error}; expected an undamaged log; "
-                "restore the file from a copy, or choose another path"
-            )
-        elif not isinstance(error, LogFileError):
-            error = LogFileError(
-                f"the log {self._database} cannot be opened: {error}; expected a path in a "
-                "directory that exists and can be written to"
-            )
-        self._opened.set_exception(error)
+        else:
+            self._opened.set_exception(error)

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Final, Self, SupportsIndex, cast
 from uuid import UUID
 
-from aloop.errors import ArgumentError, LogTimeError, NoEpochError, UnknownRunError
-from aloop.log.base import check_time, first_time
+from aloop.errors import ArgumentError, LogTimeError, UnknownRunError
+from aloop.log.base import check_time, first_time, last_epoch_end
 from aloop.log.files import as_path
 from aloop.log.frames import as_dataframe
 from aloop.log.readers import Readers
@@ -156,13 +156,7 @@ class ReadOnlyLog:
     @property
     def last_epoch_row(self) -> ReadOnlyRow:
         """The row of the time at which the last epoch ended; `NoEpochError` before that."""
-        ends = self.status["_epoch_ends"]
-        if not ends:
-            raise NoEpochError(
-                "last_epoch_row was read after 0 epochs; expected at least one epoch to have "
-                "ended; look at log.status['epochs_done'] first"
-            )
-        return self[ends[-1]]
+        return self[last_epoch_end(self.status)]
 
     async def series(self, key: str) -> Series:
         """Give the times and values of a record; see `TrainingLog.series`."""

@@ -24,17 +24,8 @@ from aloop.log.window import WindowedRows
 
 __all__ = ["SQLiteLog"]
 
-WINDOW_ROWS: Final = 4096
-"""How many rows the logs of one file keep in memory together, once they are in the file."""
-
-WINDOW_BYTES: Final = 16 << 20
-"""How many bytes of large values (texts, arrays and the like) they keep in memory together."""
-
 CANCELLED_CLOSE_S: Final = 1.0
 """How long a close that is cancelled waits for what is being written."""
-
-LEAST_ROWS: Final = 16
-"""How many rows each log keeps at least, however many share the window."""
 
 
 class SQLiteLog(TrainingLog):
@@ -311,10 +302,7 @@ class SQLiteLog(TrainingLog):
         if self._journal is not None:
             self._count(self._journal)
             if isinstance(self._rows, WindowedRows):
-                self._rows.trim(
-                    self._journal.share(WINDOW_ROWS, LEAST_ROWS),
-                    self._journal.share(WINDOW_BYTES, 0),
-                )
+                self._rows.trim(self._journal.users)
 
     def has_failed(self) -> bool:
         """Say whether the last attempt to write failed; the journal calls this."""
@@ -366,7 +354,8 @@ class SQLiteLog(TrainingLog):
         other process may not have come to it.
         """
         self._journal, self._opening, self._holders = None, None, 0
-        self._is_noted = self._in_session = self._has_written = False
+        self._session = None
+        self._is_noted = self._has_written = False
         self._failure, self._writer = None, Writer()
         self._unwritten.put_back()
         if self._started:

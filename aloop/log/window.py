@@ -7,7 +7,7 @@ object that ``log[time]`` gives, and comes back when it is written again.
 import asyncio
 import heapq
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import Any, Final
 from weakref import WeakValueDictionary, ref
 
 from aloop.errors import JournalError
@@ -19,6 +19,15 @@ from aloop.log.values import measure
 from aloop.turns import thread_at_work
 
 __all__ = ["WindowedRows"]
+
+WINDOW_ROWS: Final = 4096
+"""How many rows the logs of one file keep in memory together, once they are in the file."""
+
+WINDOW_BYTES: Final = 16 << 20
+"""How many bytes of large values (texts, arrays and the like) they keep in memory together."""
+
+LEAST_ROWS: Final = 16
+"""How many rows each log keeps at least, however many share the window."""
 
 
 class WindowedRows(Rows):
@@ -72,11 +81,12 @@ class WindowedRows(Rows):
         for time, row in self.items():  # those that were written before the file was open
             row.restore(history.row(time))
 
-    def trim(self, rows: int, size: int) -> None:
-        """Let go of the oldest rows until so many, and so many bytes of large values, are left.
+    def trim(self, logs: int) -> None:
+        """Let go of the oldest rows until no more are left than each of so many logs may keep.
 
         Called when what was handed over is in the file. A row that was written since then stays.
         """
+        rows, size = max(WINDOW_ROWS // logs, LEAST_ROWS), WINDOW_BYTES // logs
         excess = len(self) - rows
         if excess < rows // 4 and self._noted.row_bytes <= size:
             return

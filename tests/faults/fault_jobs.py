@@ -18,7 +18,8 @@ from random import Random
 
 from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, config, read_log
 from aloop.errors import UnknownRunError
-from aloop.log.files import Ownership
+from aloop.log.journal import GROUP_COMMIT_S
+from aloop.log.ownership import Ownership
 
 Tell = Callable[..., None]
 
@@ -94,7 +95,7 @@ async def open_and_die(tell: Tell, database: str, step: int) -> None:
     def profile(frame, event, arg) -> None:
         nonlocal left
         if event == "c_call" and frame.f_code.co_filename.endswith(
-            ("log/files.py", "log/connection.py", "log/committing.py")
+            ("log/files.py", "log/ownership.py", "log/connection.py", "log/committing.py")
         ):
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -161,7 +162,8 @@ class Write(TrainingExtension):
             await log.flush()
             self.acknowledged = batch - 1
         elif batch % 50 == 0:  # so that not all is one group
-            await asyncio.sleep(0.03)
+            # No event tells that a group was written which nobody waits for; a flush is a barrier.
+            await asyncio.sleep(1.5 * GROUP_COMMIT_S)
 
 
 def batches_in(database: str) -> list[int]:

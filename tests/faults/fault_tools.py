@@ -1,16 +1,15 @@
-"""What the tests of faults share: children to be killed, plain SQL, mounts of one's own."""
+"""What the tests of faults share: children to be killed, mounts of one's own."""
 
 import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from log_helpers import query
 
 JOBS = Path(__file__).with_name("fault_jobs.py")
 
@@ -112,17 +111,6 @@ def with_mount(*options):
     pytest.skip(f"neither a user namespace nor root to mount with: {tried.stderr.decode()}")
 
 
-def query(database, sql, *parameters):
-    with closing(sqlite3.connect(database, timeout=10)) as connection:
-        return connection.execute(sql, parameters).fetchall()
-
-
-def change(database, *statements):
-    with closing(sqlite3.connect(database)) as connection, connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
 def is_sound(database):
     return query(database, "PRAGMA integrity_check") == [("ok",)]
 
@@ -147,12 +135,3 @@ def boundaries_of(database, run):
 def beside(database):
     """Give the names of the other files in the directory of the database."""
     return sorted(path.name for path in database.parent.iterdir() if path != database)
-
-
-@contextmanager
-def locked(database):
-    """Hold the write lock of the database."""
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")

@@ -10,15 +10,8 @@ from pathlib import Path
 
 import pytest
 from fault_jobs import no_op, seeded, write_boundary
-from fault_tools import (
-    beside,
-    boundaries_of,
-    change,
-    do_job,
-    is_sound,
-    query,
-    with_mount,
-)
+from fault_tools import beside, boundaries_of, do_job, is_sound, with_mount
+from log_helpers import change, query
 
 from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, read_log
 from aloop.errors import JournalError, LogFileError, LogInUseError, UnknownRunError
@@ -101,7 +94,7 @@ async def test_run_that_exceeds_its_page_limit_ends_and_loses_nothing(database, 
         async def after_batch(self, batch):
             self.main_loop.log.current_row.update(batch=batch, text="x" * 1000)
 
-    monkeypatch.setattr("aloop.log.journal.LogConnection", Limited)
+    monkeypatch.setattr("aloop.log.thread.LogConnection", Limited)
     log = SQLiteLog(database)
     async with log:
         with pytest.raises(JournalError, match="database or disk is full"):

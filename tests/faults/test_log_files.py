@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from fault_jobs import seeded, write_boundary
-from fault_tools import beside, boundaries_of, is_sound, query
+from fault_tools import beside, boundaries_of, is_sound
+from log_helpers import query, until
 
 from aloop import SQLiteLog, read_log
 from aloop.errors import ArgumentError
 from aloop.log.connection import LogConnection
-from aloop.log.files import Ownership, has_checkpoint_fault, network_file_system
+from aloop.log.files import network_file_system
+from aloop.log.ownership import Ownership, has_checkpoint_fault
 
 SEED = 20260103
 
@@ -60,6 +62,7 @@ MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 41 40 0:49 / /under rw - nfs4 server:/under rw
 42 27 0:50 / /dash rw - nfs4 server:/a\040-\040b rw
 43 27 0:51 / /net/größe rw - nfs4 server:/x rw
+44 27 0:52 / /net/caf\303\251 rw - nfs4 server:/x rw
 """
 
 
@@ -85,6 +88,7 @@ def mounts(tmp_path):
         ("/net/with a space/log.sqlite", "nfs4"),
         ("/net/tab\tand\\backslash/log.sqlite", "nfs4"),
         ("/net/größe/log.sqlite", "nfs4"),
+        ("/net/café/log.sqlite", "nfs4"),
         ("/merged/log.sqlite", None),
         ("/over/log.sqlite", None),
         ("/under/log.sqlite", "nfs4"),
@@ -113,6 +117,14 @@ def test_lines_with_any_number_of_optional_fields_are_read(tmp_path):
         "1 0 0:1 / / rw - ext4 x rw\n2 1 0:2 / /far rw shared:1 master:2 - nfs x rw\n"
     )
     assert network_file_system(Path("/far/log.sqlite"), mounts) == "nfs"
+
+
+@pytest.mark.parametrize("character", "\u00a0\u2028\x0b\x0c\r\x1c\x85\u3000\udcff")
+def test_mount_points_may_have_what_looks_like_the_end_of_a_line_or_field(tmp_path, character):
+    mounts = tmp_path / "mountinfo"
+    line = f"1 0 0:1 / /net/a{character}b rw - nfs4 server:/x rw\n"
+    mounts.write_bytes(os.fsencode(line))
+    assert network_file_system(Path(f"/net/a{character}b/log.sqlite"), mounts) == "nfs4"
 
 
 @pytest.fixture
@@ -351,14 +363,14 @@ def loops():
 @pytest.fixture
 def faulty(monkeypatch):
     """Have this SQLite count as one with the fault of checkpoints."""
-    for module in ("connection", "journal"):
+    for module in ("connection", "wal"):
         monkeypatch.setattr(f"aloop.log.{module}.has_checkpoint_fault", lambda: True)
 
 
 @pytest.fixture
 def sound(monkeypatch):
     """Have this SQLite count as one without it."""
-    for module in ("connection", "journal"):
+    for module in ("connection", "wal"):
         monkeypatch.setattr(f"aloop.log.{module}.has_checkpoint_fault", lambda: False)
 
 
@@ -373,7 +385,7 @@ def settings(monkeypatch):
             [pages] = self.execute("PRAGMA wal_autocheckpoint").fetchone()
             seen.setdefault(threading.current_thread(), []).append(pages)
 
-    monkeypatch.setattr("aloop.log.journal.LogConnection", Told)
+    monkeypatch.setattr("aloop.log.thread.LogConnection", Told)
     return seen
 
 
@@ -391,7 +403,7 @@ async def close(log):
 
 
 def thread_of(log):
-    return log._journal._thread
+    return log._journal._thread.thread
 
 
 def test_only_the_owner_makes_checkpoints_where_sqlite_is_faulty(database, loops, faulty, settings):
@@ -465,8 +477,8 @@ def fill(database, loops, commits, pause_s=0.0):
 
 @pytest.fixture
 def watched_closely(monkeypatch):
-    monkeypatch.setattr("aloop.log.journal.WAL_WATCH_S", 0.01)
-    monkeypatch.setattr("aloop.log.journal.WAL_BYTES", 1 << 20)
+    monkeypatch.setattr("aloop.log.wal.WAL_WATCH_S", 0.01)
+    monkeypatch.setattr("aloop.log.wal.WAL_BYTES", 1 << 20)
 
 
 @pytest.mark.usefixtures("faulty", "watched_closely")
@@ -476,35 +488,15 @@ def test_write_ahead_log_is_bounded_while_the_owner_is_idle(database, loops):
 
 def test_write_ahead_log_grows_when_nobody_watches_it(database, loops, faulty, monkeypatch):
     # Which shows that the test before has anything to show.
-    monkeypatch.setattr("aloop.log.journal.WAL_WATCH_S", 1000)
+    monkeypatch.setattr("aloop.log.wal.WAL_WATCH_S", 1000)
     assert fill(database, loops, 600) > 24 << 20
 
 
 # ------------------------------------------------------------------ durability and arguments
 
 
-@pytest.fixture
-def statements(monkeypatch):
-    """The SQL that journals run from now on."""
-    seen = []
-
-    class Traced(LogConnection):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.set_trace_callback(seen.append)
-
-    monkeypatch.setattr("aloop.log.journal.LogConnection", Traced)
-    return seen
-
-
 def written(database, sequence):
     return query(database, "SELECT sequence FROM runs") == [(sequence,)]
-
-
-async def until(condition):
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def levels_of(log, database, statements):

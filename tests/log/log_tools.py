@@ -1,12 +1,10 @@
-"""What the log's tests share: exact comparison, plain SQL, reopening."""
+"""What the log's tests share: exact comparison, files that cannot be written, reopening."""
 
-import asyncio
 import math
-import sqlite3
 import threading
-from contextlib import closing, contextmanager
 
 import numpy as np
+from log_helpers import change, query
 
 from aloop.log.base import TrainingLog
 from aloop.log.readers import Readers
@@ -43,18 +41,6 @@ def rows_of(log):
     return {time: dict(log[time]) for time in log}
 
 
-def query(database, sql, *parameters):
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(sql, parameters).fetchall()
-
-
-def change(database, *statements):
-    """Change the database over a connection of its own, as another program would."""
-    with closing(sqlite3.connect(database)) as connection, connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
 def break_writing(database, how="ABORT"):
     """Make the database refuse every new record from now on."""
     change(database, FAIL.format(how))
@@ -85,22 +71,6 @@ def load_run(database, run):
         return head, history.rows(0, END_OF_TIME)
     finally:
         readers.close()
-
-
-async def until(condition):
-    """Give the event loop turns until something is so."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-@contextmanager
-def locked(database):
-    """Hold the write lock of the database."""
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
 
 
 def connection_threads():

@@ -4,17 +4,14 @@ import asyncio
 import contextlib
 
 import pytest
+from log_helpers import change, locked, query, until
 from log_tools import (
     break_writing,
-    change,
     entries_of,
     join_connection_threads,
-    locked,
     mend_writing,
-    query,
     reopen,
     rows_of,
-    until,
 )
 
 from aloop import FinishAfter, MainLoop, TrainingExtension
@@ -407,7 +404,7 @@ async def test_lock_of_another_program_is_said_once(impatient, database, caplog,
     attempts = []
     log = await SQLiteLog(database).open()
     await log.flush()
-    connection = log._journal._committer._connection
+    connection = log._journal._thread.committer._connection
     begin = type(connection)._synchronise
     monkeypatch.setattr(
         type(connection), "_synchronise", lambda *args: (attempts.append(1), begin(*args))

@@ -8,7 +8,8 @@ import sys
 import textwrap
 
 import pytest
-from log_tools import query, reopen, rows_of
+from log_helpers import query
+from log_tools import reopen, rows_of
 
 from aloop.log.sqlite import SQLiteLog
 
@@ -46,7 +47,7 @@ def join():
         assert status == 0, status
 
 def tell(**what):
-    print(json.dumps(what), flush=True)
+    os.write(1, (json.dumps(what) + "\\n").encode())  # at once: others write to the pipe too
 
 def rows_of(log):
     return {time: dict(log[time]) for time in log}
@@ -362,7 +363,7 @@ async def test_forking_while_a_group_is_being_written_holds_up_nobody(database):
     flush = asyncio.create_task(log.flush())
     while log._unwritten:  # until it is on its way
         await asyncio.sleep(0)
-    connection = log._journal._committer._connection
+    connection = log._journal._thread.committer._connection
     while not connection.in_transaction:
         await asyncio.sleep(0)
     fork(lambda: asyncio.run(write(log, "child", 5)))
@@ -382,8 +383,8 @@ async def test_child_reads_rows_that_had_left_the_parents_memory(database):
     told = run_script(
         database,
         """
-        import aloop.log.sqlite
-        aloop.log.sqlite.WINDOW_ROWS = aloop.log.sqlite.LEAST_ROWS = 8
+        import aloop.log.window
+        aloop.log.window.WINDOW_ROWS = aloop.log.window.LEAST_ROWS = 8
 
         async def main():
             log = await SQLiteLog(database).open()

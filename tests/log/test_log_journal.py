@@ -8,22 +8,18 @@ import threading
 from contextlib import closing
 
 import pytest
+from log_helpers import change, locked, query, until
 from log_tools import (
     break_writing,
-    change,
     connection_threads,
     entries_of,
     join_connection_threads,
-    locked,
     mend_writing,
-    query,
     reopen,
     rows_of,
-    until,
 )
 
 from aloop.errors import JournalError, LogFileError
-from aloop.log.connection import LogConnection
 from aloop.log.journal import Journal
 from aloop.log.sqlite import SQLiteLog
 
@@ -121,20 +117,6 @@ async def test_many_logs_write_through_one_connection(database):
     await asyncio.gather(*(work(log, number) for number, log in enumerate(logs)))
     stories = [rows_of(await reopen(log)) for log in logs]
     assert stories == [{time: {"cost": number} for time in range(20)} for number in range(20)]
-
-
-@pytest.fixture
-def statements(monkeypatch):
-    """The SQL that journals run from now on."""
-    seen = []
-
-    class Traced(LogConnection):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.set_trace_callback(seen.append)
-
-    monkeypatch.setattr("aloop.log.journal.LogConnection", Traced)
-    return seen
 
 
 async def test_committing_is_grouped(database, statements):

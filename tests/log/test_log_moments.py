@@ -4,7 +4,8 @@ import asyncio
 
 import numpy as np
 import pytest
-from log_tools import locked, query, rows_of
+from log_helpers import locked, query
+from log_tools import rows_of
 
 from aloop import SQLiteLog, config, read_log
 from aloop.errors import ArgumentError, JournalError, LogTimeError, LogValueError

@@ -130,8 +130,8 @@ class LogStories(RuleBasedStateMachine):
     @initialize(value=SMALL)
     def start(self, value):
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("aloop.log.sqlite.WINDOW_ROWS", 2)
-        self.patch.setattr("aloop.log.sqlite.LEAST_ROWS", 2)
+        self.patch.setattr("aloop.log.window.WINDOW_ROWS", 2)
+        self.patch.setattr("aloop.log.window.LEAST_ROWS", 2)
         self.held = {}  # rows that somebody holds
         self.directory = tempfile.TemporaryDirectory()
         self.database = Path(self.directory.name) / "log.sqlite"

@@ -14,7 +14,8 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from log_tools import change, exact, locked, make_log, query, reopen, rows_of, until
+from log_helpers import change, locked, query, until
+from log_tools import exact, make_log, reopen, rows_of
 
 from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, TrainingLog, read_log
 from aloop.errors import (
@@ -35,8 +36,8 @@ NAN = math.nan
 @pytest.fixture
 def small_window(monkeypatch):
     """Keep eight rows in memory."""
-    monkeypatch.setattr("aloop.log.sqlite.WINDOW_ROWS", 8)
-    monkeypatch.setattr("aloop.log.sqlite.LEAST_ROWS", 4)
+    monkeypatch.setattr("aloop.log.window.WINDOW_ROWS", 8)
+    monkeypatch.setattr("aloop.log.window.LEAST_ROWS", 4)
 
 
 async def push_out(log, *times):

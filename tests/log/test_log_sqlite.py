@@ -8,15 +8,8 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from log_tools import (
-    change,
-    entries_of,
-    exact,
-    join_connection_threads,
-    query,
-    reopen,
-    rows_of,
-)
+from log_helpers import change, query
+from log_tools import entries_of, exact, join_connection_threads, reopen, rows_of
 
 from aloop.config import config
 from aloop.errors import (

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from log_tools import entries_of, exact, query, reopen
+from log_helpers import query
+from log_tools import entries_of, exact, reopen
 
 from aloop.config import config
 from aloop.errors import LogKeyError, LogValueError

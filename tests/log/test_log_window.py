@@ -5,13 +5,15 @@ import gc
 
 import numpy as np
 import pytest
-from log_tools import break_writing, entries_of, exact, mend_writing, query, reopen, rows_of
+from log_helpers import query
+from log_tools import break_writing, entries_of, exact, mend_writing, reopen, rows_of
 
 from aloop import FinishAfter, MainLoop, TrainingExtension
 from aloop.config import config
 from aloop.errors import JournalError, LogTimeError, NoEpochError
 from aloop.log.base import TrainingLog
-from aloop.log.sqlite import LEAST_ROWS, WINDOW_ROWS, SQLiteLog
+from aloop.log.sqlite import SQLiteLog
+from aloop.log.window import LEAST_ROWS, WINDOW_ROWS
 
 ROWS = 8
 BYTES = 8_000
@@ -20,9 +22,9 @@ BYTES = 8_000
 @pytest.fixture
 def window(monkeypatch):
     """Let the window be of 8 rows and 8,000 bytes, of which each log has at least 2 rows."""
-    monkeypatch.setattr("aloop.log.sqlite.WINDOW_ROWS", ROWS)
-    monkeypatch.setattr("aloop.log.sqlite.WINDOW_BYTES", BYTES)
-    monkeypatch.setattr("aloop.log.sqlite.LEAST_ROWS", 2)
+    monkeypatch.setattr("aloop.log.window.WINDOW_ROWS", ROWS)
+    monkeypatch.setattr("aloop.log.window.WINDOW_BYTES", BYTES)
+    monkeypatch.setattr("aloop.log.window.LEAST_ROWS", 2)
     config.max_blob_size = 1 << 20
 
 
