@@ -4,13 +4,16 @@ The life of a run is in `aloop.callbacks`, line by line; the methods of `MainLoo
 on follow it. The ways in which a run ends are in `aloop.supervision`.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, cast
+from contextlib import AsyncExitStack
+from typing import Any, Final, Literal
 
 from aloop.algorithms.base import as_algorithm, as_quantities
 from aloop.callbacks import CallbackName, Position, Stage
 from aloop.config import config
+from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending
 from aloop.errors import (
     AlreadyRunningError,
     ArgumentError,
@@ -21,23 +24,14 @@ from aloop.errors import (
 )
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, call_each, find_extension
-from aloop.log.backends import create_log
+from aloop.log.backends import check_log, create_log
 from aloop.log.base import TrainingLog
-from aloop.offload import Worker, current_worker
 from aloop.profile import Profile
 from aloop.signals import SignalMode, check_mode, subscribed
+from aloop.stopping import StopLevel, StopRequest
 from aloop.streams.base import as_stream
-from aloop.streams.fetch import END, fetcher
-from aloop.supervision import (
-    FINISH_REQUESTED,
-    StopLevel,
-    StopRequest,
-    drain,
-    finish_reason,
-    forget_last_ending,
-    require_event_loop,
-    supervise,
-)
+from aloop.streams.fetch import END, Fetcher, LeftBehind
+from aloop.supervision import Supervisor, check_grace, require_event_loop
 from aloop.turns import Turn
 
 __all__ = ["MainLoop"]
@@ -75,9 +69,10 @@ class MainLoop:
         log_backend: ``"python"`` or ``"sqlite"``; the setting `log_backend` unless given.
         extensions: called in the order given.
         signals: ``"auto"``: SIGINT (Ctrl-C) stops the run after the epoch, a second one or
-            SIGTERM after the batch, unless the program has handlers of its own; ``"off"``: no
-            signal is listened to.
-        grace_s: seconds that a run which is to stop at once has for its batch and its
+            SIGTERM after the batch; where the program has a handler of its own, both stop it
+            after the batch, and that handler is called too. ``"chain"``: as if it always had;
+            ``"replace"``: as if it never had; ``"off"``: no signal is listened to.
+        grace_s: seconds that a run which is to stop after the batch has for that and for its
             extensions, before they are given up.
         name: what the run is called in the log.
         hyperparameters: what the run is made with, for the log; names and values that the log
@@ -98,22 +93,10 @@ class MainLoop:
         name: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(cast("object", grace_s), int | float) or not grace_s >= 0:
-            raise ArgumentError(
-                f"grace_s is {grace_s!r}; expected seconds, 0 or more; leave it out"
-            )
-        if log is not None and not isinstance(cast("object", log), TrainingLog):
-            raise ArgumentError(
-                f"log is {log!r}; expected a TrainingLog; for a file use log=SQLiteLog({log!r})"
-            )
         self.algorithm = as_algorithm(algorithm)
         self.data_stream = as_stream(data_stream)
         self.epoch_iterator: Any = None
-        self.log = (
-            log
-            if log is not None
-            else create_log(config.log_backend if log_backend is None else log_backend)
-        )
+        self.log = create_log(log_backend) if log is None else check_log(log)
         self.log.describe(name, hyperparameters)
         self.quantities: Mapping[str, Any] = _NO_QUANTITIES
         """What the algorithm returned for the last batch."""
@@ -121,12 +104,16 @@ class MainLoop:
         """Where the time went; filled in full when the setting `profile` is true."""
         self._model = model
         self._signals: SignalMode = check_mode(signals)
-        self._grace_s = grace_s
+        self._grace_s = check_grace(grace_s)
         self._stage = Stage.NOT_STARTED
         self._batch = 0
-        self._is_running = False
+        self._event_loop: asyncio.AbstractEventLoop | None = None  # of the run under way
+        self._is_open = False
         self._is_profiled = False
         self._stop = StopRequest()
+        self._supervisor: Supervisor | None = None
+        self._resources = AsyncExitStack()
+        self._fetcher = Fetcher()
         self._turn = Turn()
         self._dispatcher = Dispatcher(self, () if extensions is None else extensions, self._timed)
         self.status.declare(_FLAGS)
@@ -206,53 +193,50 @@ class MainLoop:
         """Train until a finish is requested, and give the log.
 
         Called again, it goes on with the same training. Raises what the algorithm, the stream or
-        an extension raised, after `on_error`; `AlreadyRunningError` while the loop is running.
+        an extension raised, after `on_error`; `AlreadyRunningError` while the loop is running, or
+        something still is that the last run gave up.
         """
         require_event_loop()
+        self._refuse_second_run()
+        loop = self._event_loop = asyncio.get_running_loop()
+        self._is_profiled = config.profile
+        self._stop = StopRequest()
+        self._supervisor = Supervisor(self._stop, self._grace_s)
+        self._is_open = False
+        self._resources = AsyncExitStack()
+        try:
+            with subscribed(self._signals, self._stop.on_signal):
+                await self._supervisor.see_through(self._train, self._drain, self._close)
+        finally:
+            if self._event_loop is loop:
+                self._event_loop = None
+        return self.log
+
+    @property
+    def _is_running(self) -> bool:
+        # An event loop that was closed under a run has ended it.
+        return self._event_loop is not None and not self._event_loop.is_closed()
+
+    def _refuse_second_run(self) -> None:
         if self._is_running:
             raise AlreadyRunningError(
                 f"run() was called while this loop is running (at {self.position}); expected "
                 "one run at a time; await the first one, or make another loop"
             )
-        self._is_running = True
-        self._is_profiled = config.profile
-        self._stop = StopRequest()
-        try:
-            with subscribed(self._signals, self._stop.on_signal):
-                failure = await supervise(self._drive(), self._stop, self._grace_s)
-        finally:
-            self._is_running = False
-        if failure is not None:
-            raise self._stop.raised_for(failure)
-        return self.log
+        if self._supervisor is not None and self._supervisor.is_hung:
+            raise AlreadyRunningError(
+                "run() was called while what the last run gave up is still under way (at "
+                f"{self.position}); expected it to have ended; wait for it, or make another loop"
+            )
 
-    async def _drive(self) -> BaseException | None:
-        """Do the whole run, in a task of its own, and give what it failed with, if anything.
-
-        The failure is returned because a task that raises KeyboardInterrupt or SystemExit takes
-        the event loop down with it.
-        """
-        worker = Worker()
-        current_worker.set(worker)
-        failure: BaseException | None = None
-        try:
-            async with self.log.session():
-                with self._turn:
-                    failure = await self._train()
-                    failure = await drain(failure, self._stop, self.log, self._dispatcher.call)
-                    if self._is_profiled:
-                        _logger.info("profile of the run:\n%s", self.profile.report())
-        except BaseException as error:  # noqa: BLE001 - returned; see above
-            if failure is not None:
-                _logger.error("while the run was ending: %r", error)
-            failure = failure or error
-        finally:
-            await worker.close()
-        return failure
+    # The parts of a run. They return what it failed with: see aloop.supervision.
 
     async def _train(self) -> BaseException | None:
-        """Train until a finish, and give what the training failed with, if anything."""
+        """Open the log and train until a finish."""
         try:
+            await self._resources.enter_async_context(self.log.session())
+            self._is_open = True
+            self._resources.enter_context(self._turn)
             with self.profile.timer("initialization"):
                 await self._start()
             with self.profile.timer("training"):
@@ -262,8 +246,30 @@ class MainLoop:
         except TrainingFinish as finish:
             _logger.debug("the training finishes: %s", finish)
             return None
-        except BaseException as error:  # noqa: BLE001 - returned; see _drive
+        except BaseException as error:  # noqa: BLE001 - returned
             return error
+
+    async def _drain(self, failure: BaseException | None) -> BaseException | None:
+        """Let the extensions end what they have begun, if it ever came to that."""
+        if self._is_open:
+            failure = await drain(failure, self._stop, self.log, self._dispatcher)
+        return failure
+
+    async def _close(self, failure: BaseException | None) -> BaseException | None:
+        """Commit the last boundary and let go of what the run held."""
+        try:
+            async with self._resources:
+                if self._is_open:
+                    self._stop.record_ending(self.log)
+                    self.log.commit(durable=True)
+                self.profile.stop()
+                if self._is_profiled:
+                    _logger.info("profile of the run:\n%s", self.profile.report())
+        except BaseException as error:  # noqa: BLE001 - returned
+            if failure is None:
+                return error
+            failure.add_note(f"while the run was closed after it, this was raised: {error!r}")
+        return failure
 
     async def _start(self) -> None:
         """Get to where the first epoch can begin, or the training go on."""
@@ -287,6 +293,8 @@ class MainLoop:
             await self._dispatcher.call(CallbackName.ON_RESUMPTION)
         self._stop.record(self.log)
         self.log.commit()
+        if self._stage.in_epoch and self._fetcher.has_lost_its_place(self.epoch_iterator):
+            self._leave_epoch()
 
     async def _run_epoch(self) -> None:
         if not self._stage.in_epoch:
@@ -329,8 +337,8 @@ class MainLoop:
     async def _run_batches(self) -> None:
         """Train on what is left of the epoch, batch after batch."""
         log, status = self.log, self.log.status
-        dispatcher, turn = self._dispatcher, self._turn
-        fetch, waits = fetcher(self.epoch_iterator)
+        stop, dispatcher, turn = self._stop, self._dispatcher, self._turn
+        fetch, waits = self._fetcher.of(self.epoch_iterator, stop)
         fetch, waits = self._timed("read_data", fetch), waits or self._is_profiled
         while True:
             try:
@@ -349,6 +357,8 @@ class MainLoop:
                 await call_each(dispatcher.before_batch, _BEFORE_BATCH, batch)
                 requested = log.get_record(status["iterations_done"], FINISH_REQUESTED)
             quantities = await self._step(batch)
+            if stop.is_left:
+                raise LeftBehind
             if quantities is not None and type(quantities) is not dict:
                 quantities = as_quantities(quantities, self.algorithm)
             self.quantities = quantities or _NO_QUANTITIES
@@ -356,8 +366,8 @@ class MainLoop:
             iterations_done = status.advance()
             if dispatcher.after_batch:
                 await call_each(dispatcher.after_batch, _AFTER_BATCH, batch)
-            if self._stop.level:
-                self._stop.record(log)
+            if stop.level:
+                stop.record(log)
             log.commit()
             requested = requested or log.get_record(iterations_done, FINISH_REQUESTED)
             if requested or status["batch_interrupt_received"]:
@@ -365,8 +375,8 @@ class MainLoop:
             if turn.is_over():
                 await log.keep_up()
                 await turn.give_way()
-                if self._stop.level:  # asked for meanwhile: before another batch is fetched
-                    self._stop.record(log)
+                if stop.level:  # asked for meanwhile: before another batch is fetched
+                    stop.record(log)
                     log.commit()
                     self._finish_if_asked(at_epoch_end=False)
 

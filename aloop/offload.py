@@ -63,17 +63,19 @@ class Worker:
     @property
     def is_busy(self) -> bool:
         """True while a call is running or waiting."""
-        return self._in_flight > 0
+        # Where the event loop was closed under it, the thread ends without counting down.
+        return self._in_flight > 0 and self._thread is not None and self._thread.is_alive()
 
     async def close(self) -> None:
         """End the thread when it is idle; leave it behind, as a daemon, when it is stuck."""
+        if self._is_closed:
+            return
         self._is_closed = True
-        thread, self._thread = self._thread, None
-        if thread is None:
+        if self._thread is None:
             return
         self._calls.put(None)
         if not self.is_busy:
-            thread.join()  # at once: nothing is left for it to do
+            self._thread.join()  # at once: nothing is left for it to do
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:

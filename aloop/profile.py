@@ -26,13 +26,24 @@ class Profile:
         outer, self._path = self._path, (*self._path, name)
         # Entered at once, so that parents stand before their children.
         self.totals.setdefault(self._path, 0.0)
-        begin = self._running[self._path] = perf_counter()
+        path, begin = self._path, perf_counter()
+        self._running[path] = begin
         try:
             yield
         finally:
-            self.totals[self._path] += perf_counter() - begin
-            del self._running[self._path]
-            self._path = outer
+            # A driver that its run has left may come to this when another runs.
+            if self._running.get(path) is begin:
+                self.totals[path] += perf_counter() - begin
+                del self._running[path]
+                self._path = outer
+
+    def stop(self) -> None:
+        """Stop the timers that are running: the run is over, even if they have not come to it."""
+        now = perf_counter()
+        for path, begin in self._running.items():
+            self.totals[path] += now - begin
+        self._running.clear()
+        self._path = ()
 
     def timed(self, name: str, func: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a function, sync or async, so that its calls are timed under this name."""

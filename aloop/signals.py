@@ -1,8 +1,16 @@
-"""Signals of the process, heard through the event loop.
+"""Signals of the process, heard through the event loop, beside whatever else listens to them.
 
-All runs of an event loop share one handler for each signal, and every one of them hears every
+All runs of an event loop share one switchboard for each signal, and every one of them hears every
 press. The first one in keeps the handler that was there, the last one out puts that very object
-back. Handlers only set flags; the runs look at them.
+back. There are two ways in:
+
+- *taking over*, where the signal belongs to nobody but Python: `loop.add_signal_handler`;
+- *chaining*, where the program has a handler of its own: over it, a handler that tells the event
+  loop and calls the other one. A host that used `loop.add_signal_handler` itself could not be told
+  from an event loop's own: it hears by the event loop's pipe all the same, because that is filled
+  by the interpreter, whatever handler is in place.
+
+Handlers only set flags; the runs look at them.
 """
 
 import asyncio
@@ -10,28 +18,32 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from weakref import WeakMethod
 
 from aloop.errors import ArgumentError
 
 __all__ = ["SIGNALS", "SignalMode", "check_mode", "subscribed"]
 
-SignalMode: TypeAlias = Literal["auto", "off"]
-"""``"auto"``: listen unless the program has handlers of its own; ``"off"``: never listen."""
+SignalMode: TypeAlias = Literal["auto", "chain", "replace", "off"]
+"""``"auto"``: chain to a handler of the program, otherwise take over; ``"chain"``: chain to what
+there is, Python's own included; ``"replace"``: take over; ``"off"``: never listen."""
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a run."""
 
-_Listener: TypeAlias = Callable[[signal.Signals], None]
+_Listener: TypeAlias = Callable[[signal.Signals, bool], None]
+
+_Handler: TypeAlias = Any  # what signal.getsignal gives
 
 _logger = logging.getLogger("aloop")
 
 
 def check_mode(mode: object) -> SignalMode:
     """Give back the mode, or raise `ArgumentError` naming those that exist."""
-    if mode in get_args(SignalMode):
+    if isinstance(mode, str) and mode in get_args(SignalMode):
         return cast("SignalMode", mode)
     raise ArgumentError(
         f"signals is {mode!r}; expected one of {', '.join(map(repr, get_args(SignalMode)))}; "
@@ -39,108 +51,183 @@ def check_mode(mode: object) -> SignalMode:
     )
 
 
-class _HeardElsewhere:
-    """A handler that does nothing, one of its own for each switchboard."""
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        pass
-
-
 class _Switchboard:
-    """The handler of one signal in one event loop, and the runs that listen to it."""
+    """The handler of one signal in one event loop, and the runs that listen to it.
+
+    It is itself what is put in place, so that it can be told from any other handler.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
         self._loop = loop
         self._number = number
-        self._listeners: list[_Listener] = []
-        self._earlier: Any = None  # whatever signal.getsignal gives
-        self._ours: Any = None
+        # Weakly: a run whose event loop was closed under it can be collected, and leave.
+        self._listeners: dict[int, WeakMethod[_Listener]] = {}
+        self._earlier: _Handler = None
+        self._is_chained = False
+        self._is_heard_by_loop = False
+        self._was_rung = False
+        self._raised: BaseException | None = None  # by the handler it is chained to
 
-    def add(self, listener: _Listener) -> None:
-        if not self._listeners:
-            self._earlier = signal.getsignal(self._number)
-            self._loop.add_signal_handler(self._number, self._ring)
-            # asyncio leaves one and the same function there for everybody. In its place one that
-            # can be told from others; the event loop hears of signals all the same, by its pipe.
-            self._ours = _HeardElsewhere()
-            signal.signal(self._number, self._ours)
+    def plug_in(self, mode: SignalMode) -> None:
+        """Take the place of the handler that is there."""
+        self._earlier = _still_wanted(signal.getsignal(self._number))
+        self._is_chained = mode == "chain" or (mode == "auto" and not _may_go(self._earlier))
+        if not self._is_chained:
+            # Where event loops have no handlers (on Windows, where this is untested), the one
+            # below tells the event loop itself.
+            with suppress(NotImplementedError):
+                self._loop.add_signal_handler(self._number, self._on_pipe)
+                self._is_heard_by_loop = True
+        signal.signal(self._number, self)
+        if hasattr(signal, "siginterrupt"):
             signal.siginterrupt(self._number, False)
-        self._listeners.append(listener)
 
-    def remove(self, listener: _Listener) -> bool:
-        """Take a listener out; True if it was the last one."""
-        self._listeners.remove(listener)
-        if self._listeners:
-            return False
-        still_ours = signal.getsignal(self._number) is self._ours
-        if still_ours and not self._loop.is_closed():
-            # Removal alone would leave Python's default, not what was there before.
-            self._loop.remove_signal_handler(self._number)
-            signal.signal(self._number, _still_wanted(self._earlier))
-        return True
+    def add(self, key: int, listener: _Listener) -> None:
+        self._listeners[key] = WeakMethod(listener)
+
+    def remove(self, key: int) -> bool:
+        """Take a listener out; True if it was the last one, and the earlier handler is back."""
+        del self._listeners[key]
+        if not self._listeners:
+            self._give_back()
+        return not self._listeners
+
+    def pass_on(self) -> None:
+        """Let happen what else the signal is for, now that the runs have settled."""
+        if self._raised is not None:
+            raise self._raised
+        if self._was_rung and self._is_chained and self._earlier is signal.SIG_DFL:
+            signal.raise_signal(self._number)
+
+    @property
+    def is_over(self) -> bool:
+        """True when nobody listens any more, or nobody ever will again."""
+        return not self._listeners or self._loop.is_closed()
+
+    @property
+    def earlier(self) -> _Handler:
+        """The handler whose place this one took."""
+        return self._earlier
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Hear the signal, in the main thread and between any two of its instructions."""
+        if self._is_heard_by_loop:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._ring)
+        except RuntimeError:  # the event loop was closed under its runs
+            if signal.getsignal(self._number) is self:
+                self._give_back()
+                signal.raise_signal(self._number)
+                return
+        if self._is_chained and callable(self._earlier):
+            try:
+                self._earlier(number, frame)
+            except BaseException as error:  # noqa: BLE001 - raised when the runs have settled
+                self._raised = self._raised or error
+
+    def _on_pipe(self) -> None:
+        # The event loop hears of a signal even if another handler was put over this one since, as
+        # a notebook does for its next cell. Then it is meant for that one.
+        if signal.getsignal(self._number) is self:
+            self._ring()
 
     def _ring(self) -> None:
-        for listener in tuple(self._listeners):
-            listener(self._number)
+        self._was_rung = True
+        for reference in tuple(self._listeners.values()):
+            listener = reference()
+            if listener is not None:
+                listener(self._number, self._is_chained)
+
+    def _give_back(self) -> None:
+        """Put the earlier handler back, unless the program has put another over this one."""
+        now = signal.getsignal(self._number)
+        is_closed = self._loop.is_closed()
+        if now is self and self._is_heard_by_loop and not is_closed:
+            self._loop.remove_signal_handler(self._number)
+        # An event loop that is closed leaves Python's handlers in place of its own.
+        if now is self or (self._is_heard_by_loop and is_closed and now in _PYTHONS):
+            with suppress(ValueError):  # a run that is collected as garbage, in another thread
+                signal.signal(self._number, _still_wanted(self._earlier))
 
 
-_switchboards: dict[tuple[asyncio.AbstractEventLoop, signal.Signals], _Switchboard] = {}
+_Key: TypeAlias = tuple[asyncio.AbstractEventLoop, signal.Signals]
+
+_switchboards: dict[_Key, _Switchboard] = {}
 
 
 @contextmanager
 def subscribed(mode: SignalMode, listener: _Listener) -> Generator[None]:
     """Call `listener` with each SIGINT and SIGTERM while the body runs.
 
-    Off the main thread, on event loops that have no signal handlers, and where the program has a
-    handler of its own, nothing is heard and one message says so.
+    It is a method, given the signal and whether a handler of the program hears it too. What
+    the handler raises is raised when the last body that listens has ended. Off the main thread,
+    and where there is no handler to come back to, nothing is heard and a message says so.
     """
     loop = asyncio.get_running_loop()
-    joined: list[signal.Signals] = []
+    joined: list[_Key] = []
+    reason = _reason_to_stay_out(mode)
+    if reason is not None:
+        _logger.info("signals do not stop this run: %s", reason)
     try:
-        for number in SIGNALS if mode == "auto" else ():
-            reason = _reason_to_stay_out(loop, number)
+        for number in SIGNALS if reason is None else ():
+            key = (loop, number)
+            reason = None if key in _switchboards else _open_switchboard(mode, key)
             if reason is not None:
                 _logger.info("%s does not stop this run: %s", number.name, reason)
                 continue
-            key = (loop, number)
-            board = _switchboards.get(key) or _Switchboard(*key)
-            try:
-                board.add(listener)
-            except (NotImplementedError, RuntimeError) as error:
-                _logger.info("%s does not stop this run: %s", number.name, error or "no support")
-                continue
-            _switchboards[key] = board
-            joined.append(number)
+            _switchboards[key].add(id(joined), listener)
+            joined.append(key)
         yield
     finally:
-        for number in joined:
-            if _switchboards[loop, number].remove(listener):
-                del _switchboards[loop, number]
+        ended = [_switchboards.pop(key) for key in joined if _switchboards[key].remove(id(joined))]
+        for board in ended:
+            board.pass_on()
 
 
-def _reason_to_stay_out(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> str | None:
+_PYTHONS: Final = (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _reason_to_stay_out(mode: SignalMode) -> str | None:
+    if mode == "off":
+        return "signals='off'"
     if threading.current_thread() is not threading.main_thread():
-        return "signals reach the main thread alone"
-    if (loop, number) in _switchboards:
-        return None
-    handler = signal.getsignal(number)
-    if handler in (signal.SIG_DFL, signal.default_int_handler):
-        return None
+        return "they reach the main thread alone"
+    return None
+
+
+def _open_switchboard(mode: SignalMode, key: _Key) -> str | None:
+    """Open a switchboard in place of the handler that is there, or give the reason not to."""
+    handler = signal.getsignal(key[1])
     if handler is None:
         return "it has a handler that was not set from Python"
-    # asyncio.run has a handler for SIGINT, which cancels the main task; a run knows better.
-    if _is_from_runner(handler):
-        return None
-    return f"the program has a handler of its own, {handler!r}"
+    if mode == "auto" and handler is signal.SIG_IGN:
+        return "the program ignores it"
+    board = _Switchboard(*key)
+    try:
+        board.plug_in(mode)
+    except (RuntimeError, ValueError, OSError) as error:
+        return str(error)
+    _switchboards[key] = board
+    return None
 
 
-def _still_wanted(handler: Any) -> Any:
-    """Give the handler, or Python's own in place of that of an asyncio.run which is over."""
+def _may_go(handler: _Handler) -> bool:
+    """Tell the handlers that a run does the work of: it knows better how to stop itself."""
+    module = str(getattr(handler, "__module__", ""))
+    is_notebooks = module.partition(".")[0] == "ipykernel"  # cancels the cell
+    return handler in _PYTHONS or _is_from_runner(handler) or is_notebooks
+
+
+def _still_wanted(handler: _Handler) -> _Handler:
+    """Give the handler, or what to put in its place when what it belongs to is over."""
+    if isinstance(handler, _Switchboard) and handler.is_over:
+        return _still_wanted(handler.earlier)
     task = getattr(handler, "keywords", {}).get("main_task")
     is_over = _is_from_runner(handler) and isinstance(task, asyncio.Task) and task.done()
     return signal.default_int_handler if is_over else handler
 
 
-def _is_from_runner(handler: Any) -> bool:
+def _is_from_runner(handler: _Handler) -> bool:
     function = getattr(handler, "func", handler)  # asyncio.Runner sets a functools.partial
     return isinstance(getattr(function, "__self__", None), asyncio.Runner)

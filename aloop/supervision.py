@@ -1,144 +1,49 @@
-"""The one way out of a run: who may ask for a stop, and who waits for it.
+"""The one way out of a run: whatever comes, its training, its end and its log follow one another.
 
-A run is driven by a task of its own, and `supervise`, in the caller's task, waits for it. A
-cancellation therefore never hits the driver in mid-step: the supervisor takes it, asks for a stop,
-waits until the driver has cleaned up, and raises it again.
+The parts of a run are tasks of their own, its drivers, and `Supervisor`, in the caller's task,
+waits for them. A cancellation therefore never hits a driver in mid-step: the supervisor takes it,
+asks for a stop, waits until the run has cleaned up, and raises it again. The states of a run, and
+what takes it from one to the next::
+
+    NEW -> STARTING -> RUNNING       run(); the driver of the training opens the log and trains
+        -> STOPPING(epoch | batch)   something asked `StopRequest` for a stop; the driver goes on
+                                     to the boundary, from the batch's stop on within `grace_s`
+        -> FINALIZING                the training is over, or was left while it awaited a batch:
+                                     `on_interrupt`, `after_training`, `on_error`; then the log
+        -> CLOSED                    everything is written; the caller sees how it ended
+    any -> ABORTING -> CLOSED        the grace is over, or a third press: what is under way is
+                                     cancelled, what does not end by that is left behind, and the
+                                     log has a second in all
 """
 
 import asyncio
+import contextvars
 import logging
 import signal
-import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from enum import IntEnum
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
+from typing import Any, Final, TypeAlias
 
 import anyio
 
-from aloop.callbacks import CallbackName
-from aloop.errors import AloopError, NoEventLoopError, TrainingFinish
-from aloop.log.base import TrainingLog
-from aloop.protocols import Log, Record
+from aloop.errors import ArgumentError, NoEventLoopError
+from aloop.offload import Worker, current_worker
+from aloop.stopping import StopLevel, StopRequest
 
-__all__ = [
-    "FINISH_REQUESTED",
-    "StopLevel",
-    "StopRequest",
-    "drain",
-    "finish_reason",
-    "forget_last_ending",
-    "require_event_loop",
-    "supervise",
-]
+__all__ = ["Supervisor", "check_grace", "require_event_loop"]
 
-T = TypeVar("T")
+ABANDONED_S: Final = 1.0
+"""What a run has for its log once it is given up."""
 
-FINISH_REQUESTED: Final = "training_finish_requested"
-"""The record by which an extension asks for the end of the training."""
+_CANCELLED_S: Final = 0.5
+"""How much of that it waits for what it has cancelled."""
 
-_CANCEL_AGAIN_S: Final = 1.0  # what a driver that was cancelled has for the flush
+_CANCEL_AGAIN_S: Final = 0.05
 
-_MAX_TRACEBACK: Final = 65_536  # characters; the last of them tell the most
+_Failure: TypeAlias = BaseException | None
+_Work: TypeAlias = Coroutine[Any, Any, _Failure]
 
 _logger = logging.getLogger("aloop")
-
-
-class StopLevel(IntEnum):
-    """How soon a run is to stop; a later request can only make it sooner."""
-
-    NONE = 0
-    EPOCH = 1  # after the epoch
-    BATCH = 2  # after the batch
-    ABANDON = 3  # at once, giving up the step in flight
-
-
-class StopRequest:
-    """What was asked of a run from outside. Asking only sets flags; the driver looks at them."""
-
-    def __init__(self) -> None:
-        self.level = StopLevel.NONE
-        self.cause: str | None = None
-        self.is_cancelled = False
-        """Whether the run was cancelled, which its caller is to hear of."""
-        self._sooner: asyncio.Future[None] | None = None
-
-    def ask(self, level: StopLevel, cause: str) -> None:
-        """Ask for a stop; the cause that is kept is that of the soonest stop."""
-        if level > self.level:
-            self.level = level
-            self.cause = cause
-            if self._sooner is not None and not self._sooner.done():
-                self._sooner.set_result(None)
-
-    def on_signal(self, number: signal.Signals) -> None:
-        """Ask for what the signal means: SIGTERM the batch's end, SIGINT one step sooner."""
-        sooner = StopLevel(min(self.level + 1, StopLevel.ABANDON))
-        self.ask(sooner if number == signal.SIGINT else StopLevel.BATCH, number.name)
-
-    def record(self, log: Log) -> None:
-        """Record in status and current row what was asked, once for each kind of stop."""
-        if not self.level:
-            return
-        at = "epoch" if self.level is StopLevel.EPOCH else "batch"
-        key = f"{at}_interrupt_received"
-        if not log.status[key]:
-            log.status[key] = True
-            log.current_row[key] = True
-            log.current_row["interrupt_cause"] = self.cause
-
-    def raised_for(self, failure: BaseException) -> BaseException:
-        """Give what the caller of a run that failed is to see."""
-        was_pressed = self.level is StopLevel.ABANDON and self.cause == signal.SIGINT.name
-        if isinstance(failure, asyncio.CancelledError) and was_pressed:
-            # The user pressed until the step was given up, which is what Ctrl-C means elsewhere.
-            return KeyboardInterrupt()
-        return failure
-
-    def sooner_than(self, level: StopLevel) -> "asyncio.Future[None]":
-        """Give a future that is done once a stop sooner than this is asked for."""
-        # A future and not a task around an event, since a task takes a turn to end.
-        self._sooner = asyncio.get_running_loop().create_future()
-        if self.level > level:
-            self._sooner.set_result(None)
-        return self._sooner
-
-
-_MESSAGES: Final = {
-    StopLevel.EPOCH: "%s: stopping after this epoch",
-    StopLevel.BATCH: "%s: stopping after this batch",
-    StopLevel.ABANDON: "%s: giving up what is under way",
-}
-_HINTS: Final = {
-    StopLevel.EPOCH: "; a second Ctrl-C stops after this batch",
-    StopLevel.BATCH: "; one more Ctrl-C gives it up",
-}
-
-
-def finish_reason(
-    status: Mapping[str, Record], requested: Record, *, at_epoch_end: bool
-) -> str | None:
-    """Give the reason to finish at this boundary, or None to go on.
-
-    Parameters:
-        status: the status of the log.
-        requested: the record `training_finish_requested` of the current row.
-        at_epoch_end: whether the boundary is the end of an epoch.
-    """
-    if requested:
-        return FINISH_REQUESTED
-    if status["batch_interrupt_received"]:
-        return "batch_interrupt_received"
-    if at_epoch_end and status["epoch_interrupt_received"]:
-        return "epoch_interrupt_received"
-    return None
-
-
-def forget_last_ending(log: Log) -> None:
-    """Clear what was asked of an earlier run and what its end left: it does not hold now."""
-    for key in ("epoch_interrupt_received", "batch_interrupt_received"):
-        log.status[key] = False
-    for key in (FINISH_REQUESTED, "training_finished"):
-        log.current_row.pop(key, None)
 
 
 def require_event_loop() -> None:
@@ -152,122 +57,224 @@ def require_event_loop() -> None:
         ) from None
 
 
-async def drain(
-    failure: BaseException | None,
-    stop: StopRequest,
-    log: TrainingLog,
-    call: Callable[..., Awaitable[None]],
-) -> BaseException | None:
-    """Let the extensions end what they have begun, and commit the last boundary.
+def check_grace(grace_s: object) -> float:
+    """Give back the grace, or raise `ArgumentError` if it is no number of seconds."""
+    if not isinstance(grace_s, int | float) or not grace_s >= 0:
+        raise ArgumentError(f"grace_s is {grace_s!r}; expected seconds, 0 or more; leave it out")
+    return grace_s
+
+
+class _Driver(asyncio.Task[_Failure]):
+    """A task that others cannot cancel: they ask for a stop that way, as by cancelling the run.
+
+    `asyncio.run` cancels every task at its end, and the step in flight has to settle then as well.
+    The coroutine returns what it failed with, because a task that raises KeyboardInterrupt or
+    SystemExit takes the event loop down with it.
+    """
+
+    def __init__(
+        self, work: _Work, name: str, context: contextvars.Context, stop: StopRequest
+    ) -> None:
+        self._stop = stop
+        self._was_cancelled = self._is_left = False
+        super().__init__(work, loop=asyncio.get_running_loop(), name=name, context=context)
+        self._log_destroy_pending = False  # of a run that is dropped, its own task tells
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self._is_left:
+            return super().cancel(msg)
+        self._was_cancelled = not self.done()
+        self._stop.cancel()
+        return self._was_cancelled
+
+    def give_up(self) -> None:
+        """Cancel what the driver is at."""
+        super().cancel()
+
+    def leave(self) -> None:
+        """Let it be: the run goes on without it."""
+        self._is_left = True
+        if self._was_cancelled:
+            super().cancel()  # whoever cancelled it may wait for it
+
+    def whereabouts(self) -> str:
+        """Say what the driver is at, from the loop to what it awaits."""
+        names: list[str] = []
+        place = "nowhere"
+        what: Any = self.get_coro()
+        while (frame := getattr(what, "cr_frame", None)) is not None:
+            names.append(frame.f_code.co_qualname)
+            place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            what = what.cr_await
+        return f"{' > '.join(names[-4:])} ({place})"
+
+
+class Supervisor:
+    """Sees one run through: its training, its drain and the closing of its log.
 
     Parameters:
-        failure: what the training failed with, None when it was finished.
-        stop: what was asked from outside.
-        log: the log of the run.
-        call: calls the extensions, with a callback and its arguments.
-
-    Gives what the run as a whole failed with; failures are returned, not raised.
+        stop: what is asked of the run.
+        grace_s: seconds that the run has from a stop at batch level on.
     """
-    stop.record(log)  # what was asked since the last boundary
-    if failure is None:
-        failure = await _end_in_order(stop, log, call)
-    if failure is not None:
-        await _end_in_failure(failure, stop, log, call)
-    try:
-        log.commit(durable=True)
-    except AloopError as error:
-        return failure or error
-    return failure
 
+    def __init__(self, stop: StopRequest, grace_s: float) -> None:
+        self._stop = stop
+        self._grace_s = grace_s
+        self._loop = asyncio.get_running_loop()
+        self._worker = Worker()
+        self._context = contextvars.copy_context()  # one for all parts of the run
+        self._context.run(current_worker.set, self._worker)
+        self._cancellation: asyncio.CancelledError | None = None
+        self._told = StopLevel.NONE
+        self._grace_ends_at: float | None = None
+        self._given_up_at: float | None = None
+        self._hung: _Driver | None = None
 
-async def _end_in_order(
-    stop: StopRequest, log: TrainingLog, call: Callable[..., Awaitable[None]]
-) -> BaseException | None:
-    try:
-        if stop.level:
-            await call(CallbackName.ON_INTERRUPT)
-        if not stop.is_cancelled:
-            log.current_row["training_finished"] = True
-            await call(CallbackName.AFTER_TRAINING)
-    except TrainingFinish:
-        return None  # which is what is happening
-    except BaseException as error:  # noqa: BLE001 - returned, whatever it is
-        return error
-    return None
+    @property
+    def is_hung(self) -> bool:
+        """True while something goes on that the run has given up."""
+        return self._worker.is_busy or (self._hung is not None and not self._hung.done())
 
+    async def see_through(
+        self,
+        train: Callable[[], _Work],
+        drain: Callable[[_Failure], _Work],
+        close: Callable[[_Failure], _Work],
+    ) -> None:
+        """Do the parts of the run one after another, each given what the run failed with so far.
 
-async def _end_in_failure(
-    failure: BaseException,
-    stop: StopRequest,
-    log: TrainingLog,
-    call: Callable[..., Awaitable[None]],
-) -> None:
-    row = log.current_row
-    if isinstance(failure, asyncio.CancelledError) and stop.level:
-        row["step_abandoned"] = True
-        if stop.level is StopLevel.ABANDON:
-            return  # nothing more has time
-    else:
-        text = "".join(traceback.format_exception(failure))[-_MAX_TRACEBACK:]
-        row.write_trusted("got_exception", text.encode(errors="backslashreplace").decode())
-        _logger.error("the training was ended by %s: %s", type(failure).__name__, failure)
-    try:
-        if isinstance(failure, Exception):
-            await call(CallbackName.ON_ERROR, failure)
-        else:
-            await call(CallbackName.ON_INTERRUPT)
-    except BaseException:
-        # The first failure is what the caller has to know.
-        _logger.exception("an extension failed while the training was ended by an error")
+        Each returns what the run failed with. Raises what the caller is to see: the failure, or
+        the cancellation of the calling task, at the end and with the failure as a note.
+        """
+        failure = await self._attend(train(), "aloop training", None, may_wait=True)
+        is_late = self._stop.is_given_up  # what is raised while it is cancelled is no reason
+        self._stop.is_ending = True
+        failure = await self._attend(drain(failure), "aloop drain", failure)
+        failure = await self._attend(close(failure), "aloop close", failure, may_cancel=False)
+        await self._worker.close()
+        self._raise(failure, is_late=is_late)
 
+    async def _attend(
+        self,
+        work: _Work,
+        name: str,
+        failure: _Failure,
+        *,
+        may_wait: bool = False,
+        may_cancel: bool = True,
+    ) -> _Failure:
+        """Wait for a part of the run, as long as it has time; give what the run failed with."""
+        stop = self._stop
+        driver = _Driver(work, name, self._context, stop)
+        least_until = self._loop.time() + ABANDONED_S - _CANCELLED_S
+        while not driver.done():
+            if stop.level >= StopLevel.BATCH and may_wait and stop.is_waiting:
+                stop.is_left = True
+                driver.leave()
+                return failure
+            self._keep_time()
+            if self._given_up_at is not None:
+                given_up_for = self._loop.time() - self._given_up_at
+                if may_cancel:
+                    stop.is_given_up = True
+                    driver.give_up()  # again and again, for some swallow a cancellation
+                    is_over = given_up_for >= _CANCELLED_S
+                else:
+                    is_over = given_up_for >= ABANDONED_S and self._loop.time() >= least_until
+                if is_over:
+                    self._leave(driver)
+                    return failure
+            await self._wait(driver)
+        if driver.cancelled():
+            return failure
+        found = driver.exception() or driver.result()
+        is_given_up = stop.is_given_up and isinstance(found, asyncio.CancelledError)
+        return failure if is_given_up else found
 
-async def supervise(driver: Coroutine[Any, Any, T], stop: StopRequest, grace_s: float) -> T:
-    """Run the driver in a task of its own and give what it returned.
-
-    Cancelling this coroutine asks for a stop at batch level, and the cancellation is raised when
-    the driver has ended. From a stop at batch level on the driver has `grace_s` seconds; then, or
-    when `stop` asks for `ABANDON`, the driver is cancelled.
-    """
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(driver, name="aloop driver")
-    cancellation: asyncio.CancelledError | None = None
-    deadline: float | None = None
-    cancelled_at: float | None = None
-    told = StopLevel.NONE
-    while not task.done():
-        sooner = stop.sooner_than(told)
+    async def _wait(self, driver: _Driver) -> None:
+        """Wait until the driver is done, a sooner stop is asked for, or it is time to look."""
+        sooner = self._stop.sooner_than(self._told)
+        timeout: float | None = None
+        if self._given_up_at is not None:
+            timeout = _CANCEL_AGAIN_S
+        elif self._grace_ends_at is not None:
+            timeout = max(0.0, self._grace_ends_at - self._loop.time())
         try:
             # Without the shield, a cancelled anyio scope around the run would cancel each wait
-            # in this loop anew.
-            with anyio.CancelScope(shield=cancellation is not None):
-                timeout = None if deadline is None else max(0.0, deadline - loop.time())
+            # anew, which is a loop that never sleeps.
+            shield = None if self._cancellation is None else anyio.CancelScope(shield=True)
+            with shield or nullcontext():
                 await asyncio.wait(
-                    [task, sooner], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                    [driver, sooner], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                 )
         except asyncio.CancelledError as error:
             # Further cancellations are taken and forgotten: the first one goes up at the end.
-            cancellation = cancellation or error
-            stop.is_cancelled = True
-            stop.ask(StopLevel.BATCH, "cancelled")
-        if stop.level > told:
-            told = stop.level
-            # Only who is at the terminal waits for a word, and can press again.
-            by_key = stop.cause == signal.SIGINT.name
-            message = _MESSAGES[told] + (_HINTS.get(told, "") if by_key else "")
-            _logger.log(logging.WARNING if by_key else logging.INFO, message, stop.cause)
-        if stop.level >= StopLevel.BATCH and deadline is None:
-            deadline = loop.time() + grace_s
-        if deadline is not None and loop.time() >= deadline and not task.done():
-            stop.ask(StopLevel.ABANDON, f"{stop.cause}, and {grace_s:g} s of grace")
-        if stop.level is StopLevel.ABANDON and not task.done():
-            if cancelled_at is None or loop.time() >= cancelled_at + _CANCEL_AGAIN_S:
-                # Again and again, for a step or an extension may swallow a cancellation.
-                task.cancel()
-                cancelled_at = loop.time()
-            deadline = cancelled_at + _CANCEL_AGAIN_S
-    if cancellation is not None:
-        failure = None if task.cancelled() else task.exception() or task.result()
-        if isinstance(failure, BaseException):
-            cancellation.add_note(f"while the run ended for it, it failed: {failure!r}")
-        raise cancellation
-    return task.result()
+            self._cancellation = self._cancellation or error
+            self._stop.cancel()
+
+    def _keep_time(self) -> None:
+        """Start what a stop starts: the grace, and the giving up at its end."""
+        stop, now = self._stop, self._loop.time()
+        if stop.level >= StopLevel.BATCH and self._grace_ends_at is None:
+            self._grace_ends_at = now + self._grace_s
+        self._say_so()
+        if self._grace_ends_at is not None and now >= self._grace_ends_at:
+            stop.ask(StopLevel.ABANDON, f"{stop.cause}, and {self._grace_s:g} s of grace")
+            self._say_so()
+        if stop.level is StopLevel.ABANDON and self._given_up_at is None:
+            self._given_up_at = now
+
+    def _say_so(self) -> None:
+        stop = self._stop
+        if stop.level <= self._told:
+            return
+        self._told = stop.level
+        # Only who is at the terminal waits for a word, and can press again.
+        by_key = stop.cause == signal.SIGINT.name
+        message = _MESSAGES[stop.level]
+        if stop.was_ending and stop.level is not StopLevel.ABANDON:
+            message = "%s: the run is ending already"
+        if by_key:
+            message += _HINTS.get(stop.level, "")
+        _logger.log(logging.WARNING if by_key else logging.INFO, message, stop.cause)
+
+    def _leave(self, driver: _Driver) -> None:
+        self._stop.is_given_up = self._stop.is_left = True
+        self._hung = driver
+        driver.leave()
+        _logger.error(
+            "%s did not end within %g s of being given up, and is left behind in %s",
+            driver.get_name(),
+            self._loop.time() - (self._given_up_at or 0.0),
+            driver.whereabouts(),
+        )
+
+    def _raise(self, failure: _Failure, *, is_late: bool) -> None:
+        stop = self._stop
+        seen: BaseException
+        if self._cancellation is not None:
+            seen = self._cancellation
+        elif stop.is_cancelled:
+            seen = asyncio.CancelledError("a task of the run was cancelled")
+        elif failure is not None and not is_late:
+            raise failure
+        elif stop.is_pressed:
+            seen = KeyboardInterrupt()  # which is what Ctrl-C means elsewhere
+        elif stop.is_given_up:
+            seen = asyncio.CancelledError(f"the run was given up: {stop.cause}")
+        else:
+            return
+        if failure is not None:
+            seen.add_note(f"while the run ended for it, it failed: {failure!r}")
+        raise seen
+
+
+_MESSAGES: Final = {
+    StopLevel.EPOCH: "%s: stopping after this epoch",
+    StopLevel.BATCH: "%s: stopping after this batch",
+    StopLevel.ABANDON: "%s: giving up what is under way",
+}
+_HINTS: Final = {
+    StopLevel.EPOCH: "; a second Ctrl-C stops after this batch",
+    StopLevel.BATCH: "; one more Ctrl-C gives it up",
+}

@@ -20,7 +20,7 @@ from aloop import (
     run_in_worker,
 )
 from aloop.errors import EmptyEpochError, NotRunningError, QuantityError, StreamError
-from aloop.supervision import finish_reason
+from aloop.endings import finish_reason
 
 
 async def no_op(batch: object) -> None:

@@ -505,9 +505,12 @@ def test_a_grace_below_zero_is_refused(grace: float) -> None:
         MainLoop(no_op, [1], grace_s=grace)
 
 
-def test_an_unknown_signals_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="'sometimes'; expected one of 'auto', 'off'"):
-        MainLoop(no_op, [1], signals="sometimes")  # type: ignore[arg-type]
+@pytest.mark.parametrize("mode", ["sometimes", "AUTO", "", None, True, ["auto"]])
+def test_an_unknown_signals_mode_is_refused(mode: object) -> None:
+    expected = "expected one of 'auto', 'chain', 'replace', 'off'; leave it out"
+    with pytest.raises(ValueError, match=expected) as raised:
+        MainLoop(no_op, [1], signals=mode)  # type: ignore[arg-type]
+    assert repr(mode) in str(raised.value)
 
 
 def test_everything_a_script_needs_comes_from_the_top() -> None:

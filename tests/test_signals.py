@@ -1,14 +1,17 @@
 """Signals: what each press does, and what becomes of the handlers that were there."""
 
 import asyncio
-import functools
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable, Iterator
 from time import perf_counter
+from types import FrameType
+from typing import Any
 
 import pytest
 from recorder import Recorder
@@ -150,20 +153,307 @@ async def test_the_last_run_out_puts_the_handler_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-async def test_a_handler_of_the_program_is_left_alone(caplog) -> None:
+class Heard:
+    """A handler of the program: keeps what it was called with, and raises when it is to."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.numbers: list[int] = []
+        self.frames: list[object] = []
+        self.error = error
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.numbers.append(number)
+        self.frames.append(frame)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def in_place() -> Iterator[Callable[[signal.Signals, Any], None]]:
+    """Put a handler in place for the test, which leaves it there."""
+    before: dict[signal.Signals, Any] = {}
+    given: dict[signal.Signals, Any] = {}
+
+    def put(number: signal.Signals, handler: Any) -> None:
+        before[number] = signal.signal(number, handler)
+        given[number] = handler
+
+    yield put
+    left = {number: signal.getsignal(number) for number in given}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert all(left[number] is handler for number, handler in given.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_handler_of_the_program_hears_the_signal_too(number, in_place, recorder) -> None:
+    handler = Heard()
+    in_place(number, handler)
+    loop = ten_batches({2: [number]}, recorder)
+    await loop.run()
+    assert handler.numbers == [number]
+    assert isinstance(handler.frames[0], FrameType)
+    assert loop.status["iterations_done"] == 2  # a host's Ctrl-C ends the batch
+    assert loop.log[2]["interrupt_cause"] == number.name
+    assert recorder.callbacks[-2:] == ["on_interrupt", "after_training"]
+
+
+async def test_a_hosts_second_press_gives_up_the_step_and_leaves_the_interrupt_to_it(
+    in_place, recorder
+) -> None:
+    handler = Heard()
+    in_place(signal.SIGINT, handler)
+
+    async def step(batch: int) -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+    loop = MainLoop(step, [1], extensions=[recorder])
+    with pytest.raises(asyncio.CancelledError, match="given up: SIGINT"):
+        await loop.run()
+    assert len(handler.numbers) == 2
+    assert loop.log.current_row["step_abandoned"] is True
+
+
+@pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt(), ValueError("of the host")])
+async def test_what_a_programs_handler_raises_goes_up_when_the_run_has_settled(
+    error, in_place, recorder
+) -> None:
+    in_place(signal.SIGTERM, Heard(error))
+    loop = ten_batches({2: [signal.SIGTERM]}, recorder)
+    with pytest.raises(type(error)) as raised:
+        await loop.run()
+    assert raised.value is error
+    assert loop.status["iterations_done"] == 2
+    assert loop.log[2]["training_finished"] is True
+    assert recorder.callbacks[-1] == "after_training"
+
+
+async def test_what_a_programs_handler_raises_goes_up_once_from_the_last_run(in_place) -> None:
+    in_place(signal.SIGTERM, Heard(SystemExit(7)))
+
+    class Slow(TrainingExtension):
+        async def after_training(self) -> None:
+            await first
+
+    first = asyncio.create_task(ten_batches({5: [signal.SIGTERM]}).run())
+    second = MainLoop(no_op, lambda: iter(range(10**9)), extensions=[Slow()])
+    with pytest.raises(SystemExit):
+        await second.run()
+    assert (await first).status["training_started"] is True
+
+
+async def test_a_signal_that_the_program_ignores_is_left_ignored(in_place, caplog) -> None:
     caplog.set_level("INFO", logger="aloop")
+    in_place(signal.SIGTERM, signal.SIG_IGN)
+    loop = ten_batches({2: [signal.SIGTERM]})
+    await loop.run()
+    assert loop.status["epochs_done"] == 3
+    assert "SIGTERM does not stop this run: the program ignores it" in caplog.text
+
+
+async def test_replace_leaves_a_handler_of_the_program_out(in_place) -> None:
+    handler = Heard()
+    in_place(signal.SIGINT, handler)
+    loop = ten_batches({2: [signal.SIGINT]}, signals="replace")
+    await loop.run()
+    assert handler.numbers == []
+    assert loop.status["iterations_done"] == 10  # the first press ends the epoch, as without one
+
+
+async def test_replace_listens_to_a_signal_that_the_program_ignores(in_place) -> None:
+    in_place(signal.SIGTERM, signal.SIG_IGN)
+    loop = ten_batches({2: [signal.SIGTERM]}, signals="replace")
+    await loop.run()
+    assert loop.status["iterations_done"] == 2
+
+
+async def test_chain_raises_pythons_keyboard_interrupt_when_the_run_has_settled(in_place) -> None:
+    in_place(signal.SIGINT, signal.default_int_handler)
+    loop = ten_batches({2: [signal.SIGINT]}, signals="chain")
+    with pytest.raises(KeyboardInterrupt):
+        await loop.run()
+    assert loop.status["iterations_done"] == 2
+    assert loop.log[2]["training_finished"] is True
+
+
+def test_chain_lets_the_system_end_the_program_when_the_run_has_settled(tmp_path) -> None:
+    script = (
+        "import asyncio, os, signal\n"
+        "from aloop import MainLoop, SQLiteLog, TrainingExtension\n"
+        "class Press(TrainingExtension):\n"
+        "    async def after_batch(self, batch):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    async def after_training(self):\n"
+        "        print('settled', flush=True)\n"
+        "async def step(batch): pass\n"
+        "loop = MainLoop(step, range(9), extensions=[Press()], signals='chain')\n"
+        "asyncio.run(loop.run())\n"
+        "print('not reached')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "settled\n"), done.stderr
+
+
+async def test_a_handler_that_was_added_to_the_event_loop_fires_too_and_is_back() -> None:
     heard: list[int] = []
-    handler = functools.partial(lambda number, frame: heard.append(number))
-    before = signal.signal(signal.SIGTERM, handler)
+    running = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGTERM)
+    running.add_signal_handler(signal.SIGTERM, heard.append, 1)
     try:
+        hidden = signal.getsignal(signal.SIGTERM)
         loop = ten_batches({2: [signal.SIGTERM]})
         await loop.run()
-        assert signal.getsignal(signal.SIGTERM) is handler
+        assert loop.status["iterations_done"] == 2
+        assert signal.getsignal(signal.SIGTERM) is hidden
+        assert heard == [1]
+        signal.raise_signal(signal.SIGTERM)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert heard == [1, 1]
     finally:
+        running.remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
+
+
+class WithoutSupport(asyncio.SelectorEventLoop):
+    """An event loop that has no signal handlers, as those of Windows."""
+
+    def add_signal_handler(self, *args: object) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_event_loop_without_signal_handlers_is_told_of_signals(number) -> None:
+    before = signal.getsignal(number)
+    loop = ten_batches({2: [number] * 2})
+    with asyncio.Runner(loop_factory=WithoutSupport) as runner:
+        runner.run(loop.run())
+    assert loop.status["iterations_done"] == 2
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_wakes_an_event_loop_without_signal_handlers_is_not_waited_for() -> None:
+    async def wake() -> None:
+        in_step = asyncio.Event()
+
+        async def step(batch: object) -> None:
+            in_step.set()
+            await asyncio.Event().wait()
+
+        run = asyncio.create_task(MainLoop(step, [1], grace_s=0).run())
+        await in_step.wait()
+        threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    with asyncio.Runner(loop_factory=WithoutSupport) as runner:
+        runner.run(wake())
+
+
+def test_handlers_are_back_when_event_loops_end_in_another_order_than_they_began() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    outer, inner = asyncio.new_event_loop(), asyncio.new_event_loop()
+    ends = [asyncio.Event(), asyncio.Event()]
+
+    def begin(event_loop, end):
+        async def step(batch: object) -> None:
+            began.set()
+            await end.wait()
+
+        async def run() -> asyncio.Task:
+            task = asyncio.create_task(
+                MainLoop(step, [1], extensions=[FinishAfter(after_n_epochs=1)]).run()
+            )
+            await began.wait()
+            return task
+
+        began = asyncio.Event()
+        return event_loop.run_until_complete(run())
+
+    tasks = [begin(outer, ends[0]), begin(inner, ends[1])]
+    for event_loop, end, task in zip((outer, inner), ends, tasks, strict=True):
+        end.set()
+        event_loop.run_until_complete(task)
+        event_loop.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, WithoutSupport])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_handler_is_back_when_the_event_loop_was_closed_under_the_run(
+    number, factory, in_place
+) -> None:
+    handler = Heard()
+    in_place(number, handler)
+    event_loop = factory()
+
+    async def main() -> None:
+        in_step = asyncio.Event()
+
+        async def step(batch: object) -> None:
+            in_step.set()
+            await asyncio.Event().wait()
+
+        run = asyncio.ensure_future(MainLoop(step, [1], signals="replace").run())
+        run._log_destroy_pending = False  # type: ignore[attr-defined]
+        await in_step.wait()
+
+    event_loop.run_until_complete(main())
+    event_loop.close()
+    gc.collect()
+    assert signal.getsignal(number) is handler
+
+
+def test_a_signal_after_the_event_loop_was_closed_under_the_run_is_the_programs(in_place) -> None:
+    handler = Heard()
+    in_place(signal.SIGTERM, handler)
+    event_loop = WithoutSupport()
+    kept = []
+
+    async def main() -> None:
+        in_step = asyncio.Event()
+
+        async def step(batch: object) -> None:
+            in_step.set()
+            await asyncio.Event().wait()
+
+        kept.append(asyncio.ensure_future(MainLoop(step, [1], signals="replace").run()))
+        kept[0]._log_destroy_pending = False
+        await in_step.wait()
+
+    event_loop.run_until_complete(main())
+    event_loop.close()
+    signal.raise_signal(signal.SIGTERM)
+    assert handler.numbers == [signal.SIGTERM]
+    kept.clear()
+    gc.collect()
+
+
+async def test_a_press_for_a_handler_that_came_later_is_not_for_the_run() -> None:
+    later = Heard()
+
+    class Cover(TrainingExtension):
+        """Puts a handler over that of the run for one batch, as a notebook does for a cell."""
+
+        async def after_batch(self, batch: int) -> None:
+            if batch == 2:
+                ours = signal.signal(signal.SIGINT, later)
+                signal.raise_signal(signal.SIGINT)
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                signal.signal(signal.SIGINT, ours)
+
+    before = signal.getsignal(signal.SIGINT)
+    loop = ten_batches({}, Cover())
+    await loop.run()
+    assert later.numbers == [signal.SIGINT] * 3
     assert loop.status["epochs_done"] == 3
-    assert "SIGTERM does not stop this run: the program has a handler of its own" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 async def test_a_handler_set_during_the_run_stays() -> None:
@@ -182,7 +472,8 @@ async def test_a_handler_set_during_the_run_stays() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-async def test_off_leaves_every_handler_alone() -> None:
+async def test_off_leaves_every_handler_alone_and_says_so_once(caplog) -> None:
+    caplog.set_level("INFO", logger="aloop")
     seen = []
 
     class Look(TrainingExtension):
@@ -192,6 +483,17 @@ async def test_off_leaves_every_handler_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
     await ten_batches({}, Look(), signals="off").run()
     assert set(seen) == {before}
+    assert caplog.text.count("signals do not stop this run: signals='off'") == 1
+
+
+async def test_a_run_with_signals_off_can_be_asked_to_finish() -> None:
+    class Ask(TrainingExtension):
+        async def after_batch(self, batch: object) -> None:
+            self.main_loop.request_finish("batch")  # type: ignore[attr-defined]
+
+    loop = ten_batches({}, Ask(), signals="off")
+    await loop.run()
+    assert loop.status["iterations_done"] == 1
 
 
 def test_a_run_in_another_thread_listens_to_nothing_and_says_so(caplog) -> None:
@@ -199,7 +501,7 @@ def test_a_run_in_another_thread_listens_to_nothing_and_says_so(caplog) -> None:
     thread = threading.Thread(target=lambda: asyncio.run(ten_batches({}).run()))
     thread.start()
     thread.join()
-    assert "SIGINT does not stop this run: signals reach the main thread alone" in caplog.text
+    assert "signals do not stop this run: they reach the main thread alone" in caplog.text
 
 
 SCRIPT = """

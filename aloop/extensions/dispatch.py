@@ -1,15 +1,18 @@
 """Which extension answers to which callback: a table, compiled once."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, Self, SupportsIndex, TypeAlias, cast
 
 from aloop.callbacks import CallbackName
-from aloop.errors import ArgumentError, ExtensionLookupError
+from aloop.errors import ArgumentError, ExtensionLookupError, TrainingFinish
 from aloop.extensions.base import Handler, TrainingExtension
 from aloop.protocols import Loop
 
 __all__ = ["Dispatcher", "call_each", "find_extension"]
+
+_logger = logging.getLogger("aloop")
 
 Handlers: TypeAlias = Sequence[tuple[str, Callable[..., Any], bool]]
 """The names of extensions, what is to be called of each, and whether that is a coroutine function,
@@ -125,6 +128,22 @@ class Dispatcher:
         An exception that comes out gets a note which names the extension.
         """
         await call_each(self._table[callback], callback, *args)
+
+    async def call_all(self, callback: CallbackName, *args: Any) -> Exception | None:
+        """Call all that answer to the callback, though some fail; give what the first failed with.
+
+        What others fail with after it is logged.
+        """
+        first: Exception | None = None
+        for handler in tuple(self._table[callback]):
+            try:
+                await call_each((handler,), callback, *args)
+            except TrainingFinish:
+                continue  # which is what is happening
+            except Exception as error:
+                _logger.exception("the extension %r failed in %s", handler[0], callback)
+                first = first or error
+        return first
 
 
 async def call_each(handlers: Handlers, callback: CallbackName, *args: Any) -> None:

@@ -522,7 +522,7 @@ def test_backends_make_their_logs():
     }
 
 
-@pytest.mark.parametrize("backend", ["mongodb", "", "SQLite", None, 5, ["sqlite"]], ids=repr)
+@pytest.mark.parametrize("backend", ["mongodb", "", "SQLite", 5, ["sqlite"]], ids=repr)
 def test_unknown_backend_error_lists_the_known_ones(backend):
     with pytest.raises(BackendError) as info:
         create_log(backend)

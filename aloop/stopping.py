@@ -1,0 +1,99 @@
+"""What is asked of a run from outside: how soon it is to stop, and why.
+
+Asking only sets flags. The driver looks at them at the boundaries, and the supervisor while it
+waits for the driver (see `aloop.supervision`).
+"""
+
+import asyncio
+import signal
+from enum import IntEnum
+
+from aloop.protocols import Log
+
+__all__ = ["StopLevel", "StopRequest"]
+
+
+class StopLevel(IntEnum):
+    """How soon a run is to stop; a later request can only make it sooner."""
+
+    NONE = 0
+    EPOCH = 1  # after the epoch
+    BATCH = 2  # after the batch
+    ABANDON = 3  # at once, giving up the step in flight
+
+
+class StopRequest:
+    """What was asked of one run so far, and what came of it."""
+
+    def __init__(self) -> None:
+        self.level = StopLevel.NONE
+        self.cause: str | None = None
+        self.is_cancelled = False
+        """Whether the run was cancelled, which its caller is to hear of."""
+        self.is_pressed = False
+        """Whether somebody at the terminal, and nobody else, gave up the run."""
+        self.is_waiting = False
+        """Whether the driver awaits a batch, so that nothing is in flight."""
+        self.is_ending = False
+        """Whether the training is over and the run is on its way out."""
+        self.was_ending = False
+        """Whether that was so already when the soonest stop was asked for."""
+        self.is_left = False
+        """Whether the run went on to its end without the driver of its training."""
+        self.is_given_up = False
+        """Whether anything was cancelled or left behind before it had settled."""
+        self._sooner: asyncio.Future[None] | None = None
+
+    def ask(self, level: StopLevel, cause: str) -> None:
+        """Ask for a stop; the cause that is kept is that of the soonest stop."""
+        if level > self.level:
+            self.level = level
+            self.cause = cause
+            self.was_ending = self.is_ending
+            if self._sooner is not None and not self._sooner.done():
+                self._sooner.set_result(None)
+
+    def cancel(self) -> None:
+        """Ask for what a cancellation means: a stop after the batch that the caller hears of."""
+        self.is_cancelled = True
+        self.ask(StopLevel.BATCH, "cancelled")
+
+    def on_signal(self, number: signal.Signals, has_host: bool = False) -> None:
+        """Ask for what the signal means: SIGTERM the batch's end, SIGINT one step sooner.
+
+        A signal that a host hears as well ends the whole program, and so the batch; so does one
+        that comes when the training is over.
+        """
+        level = StopLevel.BATCH
+        if number == signal.SIGINT:
+            level = StopLevel(min(self.level + 1, StopLevel.ABANDON))
+            if has_host or self.is_ending:
+                level = max(level, StopLevel.BATCH)
+        if level is StopLevel.ABANDON > self.level:
+            self.is_pressed = not has_host
+        self.ask(level, number.name)
+
+    def record(self, log: Log) -> None:
+        """Record in status and current row what was asked, once for each kind of stop."""
+        if not self.level:
+            return
+        at = "epoch" if self.level is StopLevel.EPOCH else "batch"
+        key = f"{at}_interrupt_received"
+        if not log.status[key]:
+            log.status[key] = True
+            log.current_row[key] = True
+            log.current_row["interrupt_cause"] = self.cause
+
+    def record_ending(self, log: Log) -> None:
+        """Record what was asked since the last boundary, and whether the run was given up."""
+        self.record(log)
+        if self.is_given_up:
+            log.current_row["step_abandoned"] = True
+
+    def sooner_than(self, level: StopLevel) -> "asyncio.Future[None]":
+        """Give a future that is done once a stop sooner than this is asked for."""
+        # A future and not a task around an event, since a task takes a turn to end.
+        self._sooner = asyncio.get_running_loop().create_future()
+        if self.level > level:
+            self._sooner.set_result(None)
+        return self._sooner
