@@ -22,7 +22,7 @@ __all__ = ["Worker", "current_worker", "run_in_worker"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_Call: TypeAlias = "tuple[asyncio.Future[Any], Callable[[], Any]] | None"
+_Call: TypeAlias = "tuple[asyncio.Future[Any], str, Callable[[], Any]] | None"
 
 
 class Worker:
@@ -38,6 +38,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._in_flight = 0
         self._is_closed = False
+        self.at_work: str | None = None
+        """The name of the function that was called last."""
 
     async def run(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function on the thread and give what it returned, or raise what it raised.
@@ -56,7 +58,7 @@ class Worker:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._in_flight += 1
         call = partial(contextvars.copy_context().run, _shielded(func), *args, **kwargs)
-        self._calls.put((future, call))
+        self._calls.put((future, getattr(func, "__qualname__", repr(func)), call))
         with thread_at_work():
             return await future
 
@@ -79,7 +81,7 @@ class Worker:
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
-            future, call = item
+            future, self.at_work, call = item
             try:
                 result = call()
             except BaseException as error:  # noqa: BLE001 - it goes to whoever awaits the call

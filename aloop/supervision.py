@@ -64,44 +64,74 @@ def check_grace(grace_s: object) -> float:
     return grace_s
 
 
-class _Driver(asyncio.Task[_Failure]):
-    """A task that others cannot cancel: they ask for a stop that way, as by cancelling the run.
+class _Driver:
+    """A task that does a part of a run, and another that stands in for it before the world.
 
-    `asyncio.run` cancels every task at its end, and the step in flight has to settle then as well.
-    The coroutine returns what it failed with, because a task that raises KeyboardInterrupt or
-    SystemExit takes the event loop down with it.
+    `asyncio.run`, and many a program, cancels every task at its end. The step in flight has to
+    settle then as well, so the event loop's list of tasks has not the one that is in it, but one
+    that waits for it and takes a cancellation for a request to stop. The work returns what it
+    failed with: a task that raises KeyboardInterrupt or SystemExit takes the event loop down.
     """
 
     def __init__(
         self, work: _Work, name: str, context: contextvars.Context, stop: StopRequest
     ) -> None:
+        loop = asyncio.get_running_loop()
+        self._work = work
         self._stop = stop
-        self._was_cancelled = self._is_left = False
-        super().__init__(work, loop=asyncio.get_running_loop(), name=name, context=context)
-        self._log_destroy_pending = False  # of a run that is dropped, its own task tells
+        self._is_swept = self._is_left = self._is_dropped = False
+        self._task = loop.create_task(work, name=name, context=context)
+        if not self._task.done():
+            # Public to those who extend asyncio, as its documentation says under that title.
+            asyncio.tasks._unregister_task(self._task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        self.ended = loop.create_task(self._stand_in(), name=name)
+        """Ends when the work ends, or is dropped."""
+        for task in (self._task, self.ended):
+            # Of a run that is dropped with its event loop, the caller's task tells.
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
 
-    def cancel(self, msg: Any | None = None) -> bool:
-        if self._is_left:
-            return super().cancel(msg)
-        self._was_cancelled = not self.done()
-        self._stop.cancel()
-        return self._was_cancelled
+    async def _stand_in(self) -> None:
+        while not (self._task.done() or self._is_dropped):
+            try:
+                await asyncio.wait([self._task])
+            except asyncio.CancelledError:
+                self._is_swept = True
+                if self._is_left:
+                    self._task.cancel()
+                elif not self._is_dropped:
+                    self._stop.cancel()
 
-    def give_up(self) -> None:
-        """Cancel what the driver is at."""
-        super().cancel()
+    @property
+    def is_done(self) -> bool:
+        """True when the work has ended."""
+        return self._task.done()
+
+    def outcome(self) -> _Failure:
+        """Give what the work failed with, if anything; CancelledError if it never began."""
+        if self._task.cancelled():
+            return asyncio.CancelledError()
+        return self._task.exception() or self._task.result()
+
+    def cancel(self) -> None:
+        """Cancel what the work is at."""
+        self._task.cancel()
 
     def leave(self) -> None:
-        """Let it be: the run goes on without it."""
+        """Let it wait on, as a task of the event loop like any other."""
         self._is_left = True
-        if self._was_cancelled:
-            super().cancel()  # whoever cancelled it may wait for it
+        if self._is_swept:
+            self._task.cancel()
+
+    def drop(self) -> None:
+        """Let it be: nobody shall wait for it, at the end of the event loop neither."""
+        self._is_dropped = True
+        self.ended.cancel()
 
     def whereabouts(self) -> str:
         """Say what the driver is at, from the loop to what it awaits."""
         names: list[str] = []
         place = "nowhere"
-        what: Any = self.get_coro()
+        what: Any = self._work
         while (frame := getattr(what, "cr_frame", None)) is not None:
             names.append(frame.f_code.co_qualname)
             place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -128,12 +158,14 @@ class Supervisor:
         self._told = StopLevel.NONE
         self._grace_ends_at: float | None = None
         self._given_up_at: float | None = None
+        self._is_grace_over = False
+        self._is_late = False  # whether the failure came of the giving up
         self._hung: _Driver | None = None
 
     @property
     def is_hung(self) -> bool:
         """True while something goes on that the run has given up."""
-        return self._worker.is_busy or (self._hung is not None and not self._hung.done())
+        return self._worker.is_busy or (self._hung is not None and not self._hung.is_done)
 
     async def see_through(
         self,
@@ -147,12 +179,13 @@ class Supervisor:
         the cancellation of the calling task, at the end and with the failure as a note.
         """
         failure = await self._attend(train(), "aloop training", None, may_wait=True)
-        is_late = self._stop.is_given_up  # what is raised while it is cancelled is no reason
         self._stop.is_ending = True
         failure = await self._attend(drain(failure), "aloop drain", failure)
         failure = await self._attend(close(failure), "aloop close", failure, may_cancel=False)
+        if self._worker.is_busy:
+            _logger.error("%s is left behind at work, with its thread", self._worker.at_work)
         await self._worker.close()
-        self._raise(failure, is_late=is_late)
+        self._raise(failure)
 
     async def _attend(
         self,
@@ -166,32 +199,35 @@ class Supervisor:
         """Wait for a part of the run, as long as it has time; give what the run failed with."""
         stop = self._stop
         driver = _Driver(work, name, self._context, stop)
+        # What begins after the giving up is no more than what has to be done then.
+        may_cancel = may_cancel and self._given_up_at is None
         least_until = self._loop.time() + ABANDONED_S - _CANCELLED_S
-        while not driver.done():
+        while not driver.ended.done():
             if stop.level >= StopLevel.BATCH and may_wait and stop.is_waiting:
                 stop.is_left = True
                 driver.leave()
                 return failure
             self._keep_time()
-            if self._given_up_at is not None:
+            if self._given_up_at is not None and not driver.is_done:
                 given_up_for = self._loop.time() - self._given_up_at
                 if may_cancel:
                     stop.is_given_up = True
-                    driver.give_up()  # again and again, for some swallow a cancellation
+                    driver.cancel()  # again and again, for some swallow a cancellation
                     is_over = given_up_for >= _CANCELLED_S
                 else:
                     is_over = given_up_for >= ABANDONED_S and self._loop.time() >= least_until
                 if is_over:
                     self._leave(driver)
                     return failure
-            await self._wait(driver)
-        if driver.cancelled():
-            return failure
-        found = driver.exception() or driver.result()
-        is_given_up = stop.is_given_up and isinstance(found, asyncio.CancelledError)
-        return failure if is_given_up else found
+            await self._wait(driver.ended)
+        found = driver.outcome()
+        if stop.is_given_up and found is not failure:
+            if isinstance(found, asyncio.CancelledError):
+                return failure
+            self._is_late = True
+        return found
 
-    async def _wait(self, driver: _Driver) -> None:
+    async def _wait(self, ended: asyncio.Task[None]) -> None:
         """Wait until the driver is done, a sooner stop is asked for, or it is time to look."""
         sooner = self._stop.sooner_than(self._told)
         timeout: float | None = None
@@ -205,7 +241,7 @@ class Supervisor:
             shield = None if self._cancellation is None else anyio.CancelScope(shield=True)
             with shield or nullcontext():
                 await asyncio.wait(
-                    [driver, sooner], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                    [ended, sooner], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                 )
         except asyncio.CancelledError as error:
             # Further cancellations are taken and forgotten: the first one goes up at the end.
@@ -218,8 +254,10 @@ class Supervisor:
         if stop.level >= StopLevel.BATCH and self._grace_ends_at is None:
             self._grace_ends_at = now + self._grace_s
         self._say_so()
-        if self._grace_ends_at is not None and now >= self._grace_ends_at:
-            stop.ask(StopLevel.ABANDON, f"{stop.cause}, and {self._grace_s:g} s of grace")
+        is_over = self._grace_ends_at is not None and now >= self._grace_ends_at
+        if is_over and stop.level is not StopLevel.ABANDON:
+            self._is_grace_over = True
+            stop.level = StopLevel.ABANDON  # for the same cause
             self._say_so()
         if stop.level is StopLevel.ABANDON and self._given_up_at is None:
             self._given_up_at = now
@@ -234,34 +272,38 @@ class Supervisor:
         message = _MESSAGES[stop.level]
         if stop.was_ending and stop.level is not StopLevel.ABANDON:
             message = "%s: the run is ending already"
+        if self._is_grace_over:
+            message = f"%s: the grace of {self._grace_s:g} s is over, giving up what is under way"
         if by_key:
             message += _HINTS.get(stop.level, "")
-        _logger.log(logging.WARNING if by_key else logging.INFO, message, stop.cause)
+        is_urgent = by_key or stop.level is StopLevel.ABANDON
+        _logger.log(logging.WARNING if is_urgent else logging.INFO, message, stop.cause)
 
     def _leave(self, driver: _Driver) -> None:
         self._stop.is_given_up = self._stop.is_left = True
         self._hung = driver
-        driver.leave()
+        driver.drop()
         _logger.error(
             "%s did not end within %g s of being given up, and is left behind in %s",
-            driver.get_name(),
+            driver.ended.get_name(),
             self._loop.time() - (self._given_up_at or 0.0),
             driver.whereabouts(),
         )
 
-    def _raise(self, failure: _Failure, *, is_late: bool) -> None:
+    def _raise(self, failure: _Failure) -> None:
         stop = self._stop
         seen: BaseException
         if self._cancellation is not None:
             seen = self._cancellation
         elif stop.is_cancelled:
             seen = asyncio.CancelledError("a task of the run was cancelled")
-        elif failure is not None and not is_late:
+        elif failure is not None and not self._is_late:
             raise failure
         elif stop.is_pressed:
             seen = KeyboardInterrupt()  # which is what Ctrl-C means elsewhere
         elif stop.is_given_up:
-            seen = asyncio.CancelledError(f"the run was given up: {stop.cause}")
+            after = f", and {self._grace_s:g} s of grace" if self._is_grace_over else ""
+            seen = asyncio.CancelledError(f"the run was given up: {stop.cause}{after}")
         else:
             return
         if failure is not None:

@@ -73,6 +73,8 @@ class Fetcher:
         except asyncio.CancelledError:
             outcome.cancel()
             raise
+        except GeneratorExit:
+            raise  # with its event loop gone
         except BaseException as error:
             if stop.is_left:
                 outcome.set_exception(error)
@@ -90,7 +92,7 @@ class Fetcher:
     async def _left_batch(
         self, outcome: "asyncio.Future[Batch]", iterator: AsyncIterator[Batch], stop: StopRequest
     ) -> Batch:
-        if not _is_lost(outcome):
+        if not (outcome.done() or _is_lost(outcome)):
             # Not the future itself: it would be cancelled with its awaiter.
             await asyncio.wait([outcome])
             if stop.is_left:
