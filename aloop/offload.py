@@ -68,7 +68,7 @@ class Worker:
         # Where the event loop was closed under it, the thread ends without counting down.
         return self._in_flight > 0 and self._thread is not None and self._thread.is_alive()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the thread when it is idle; leave it behind, as a daemon, when it is stuck."""
         if self._is_closed:
             return

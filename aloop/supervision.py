@@ -178,13 +178,15 @@ class Supervisor:
         Each returns what the run failed with. Raises what the caller is to see: the failure, or
         the cancellation of the calling task, at the end and with the failure as a note.
         """
-        failure = await self._attend(train(), "aloop training", None, may_wait=True)
-        self._stop.is_ending = True
-        failure = await self._attend(drain(failure), "aloop drain", failure)
-        failure = await self._attend(close(failure), "aloop close", failure, may_cancel=False)
-        if self._worker.is_busy:
-            _logger.error("%s is left behind at work, with its thread", self._worker.at_work)
-        await self._worker.close()
+        try:
+            failure = await self._attend(train(), "aloop training", None, may_wait=True)
+            self._stop.is_ending = True
+            failure = await self._attend(drain(failure), "aloop drain", failure)
+            failure = await self._attend(close(failure), "aloop close", failure, may_cancel=False)
+        finally:
+            if self._worker.is_busy:
+                _logger.error("%s is left behind at work in its thread", self._worker.at_work)
+            self._worker.close()
         self._raise(failure)
 
     async def _attend(

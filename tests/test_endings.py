@@ -19,8 +19,8 @@ from aloop import (
     TrainingFinish,
     run_in_worker,
 )
-from aloop.errors import EmptyEpochError, NotRunningError, QuantityError, StreamError
 from aloop.endings import finish_reason
+from aloop.errors import EmptyEpochError, NotRunningError, QuantityError, StreamError
 
 
 async def no_op(batch: object) -> None:

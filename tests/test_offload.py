@@ -23,7 +23,7 @@ variable = ContextVar("variable", default="nobody set it")
 async def worker():
     worker = Worker()
     yield worker
-    await worker.close()
+    worker.close()
 
 
 class Gate:
@@ -112,7 +112,7 @@ async def test_the_event_loop_goes_on_while_a_call_runs(worker):
 async def test_the_thread_has_the_name_given():
     worker = Worker("worker of run 7")
     assert (await worker.run(threading.current_thread)).name == "worker of run 7"
-    await worker.close()
+    worker.close()
 
 
 async def test_the_thread_does_not_start_before_the_first_call():
@@ -123,7 +123,7 @@ async def test_the_thread_does_not_start_before_the_first_call():
 async def test_two_workers_have_threads_of_their_own(worker):
     other = Worker()
     threads = {await worker.run(threading.get_ident), await other.run(threading.get_ident)}
-    await other.close()
+    other.close()
     assert len(threads) == 2
 
 
@@ -283,7 +283,7 @@ async def test_a_result_is_not_kept_after_its_call(worker):
 async def test_closing_ends_the_thread():
     worker = Worker()
     thread = await worker.run(threading.current_thread)
-    await worker.close()
+    worker.close()
     assert not thread.is_alive()
 
 
@@ -292,28 +292,28 @@ async def test_closing_after_a_call_that_raised_ends_the_thread():
     thread = await worker.run(threading.current_thread)
     with pytest.raises(ZeroDivisionError):
         await worker.run(lambda: 1 / 0)
-    await worker.close()
+    worker.close()
     assert not thread.is_alive()
 
 
 async def test_closing_a_worker_that_was_never_used_does_nothing():
     worker = Worker()
-    await worker.close()
+    worker.close()
     assert not worker.is_busy
 
 
 async def test_closing_twice_does_nothing_more():
     worker = Worker()
     await worker.run(lambda: None)
-    await worker.close()
-    await worker.close()
+    worker.close()
+    worker.close()
     assert not worker.is_busy
 
 
 async def test_closing_does_not_wait_for_a_stuck_call():
     worker, gate = Worker(), Gate()
     await cancel(await gate.called_by(worker))
-    await worker.close()
+    worker.close()
     assert gate.thread.is_alive()
     gate.lets_through.set()
     gate.thread.join(PATIENCE_S)
@@ -322,7 +322,7 @@ async def test_closing_does_not_wait_for_a_stuck_call():
 async def test_a_thread_left_behind_ends_when_its_call_does():
     worker, gate = Worker(), Gate()
     await cancel(await gate.called_by(worker))
-    await worker.close()
+    worker.close()
     gate.lets_through.set()
     await asyncio.to_thread(gate.thread.join, PATIENCE_S)
     assert not gate.thread.is_alive()
@@ -346,7 +346,7 @@ def test_a_stuck_call_does_not_hold_up_the_exit_of_the_interpreter():
             await asyncio.to_thread(begun.wait)
             task.cancel()
             await asyncio.wait([task])
-            await worker.close()
+            worker.close()
             print("closed")
 
         asyncio.run(main())

@@ -153,7 +153,7 @@ async def test_a_second_run_is_refused_while_a_step_given_up_is_at_work_in_its_t
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
-    assert "stuck is left behind at work, with its thread" in caplog.text
+    assert "stuck is left behind at work in its thread" in caplog.text
     with pytest.raises(AlreadyRunningError, match="wait for it, or make another loop"):
         await loop.run()
     release.set()
