@@ -10,7 +10,7 @@ from aloop.callbacks import CallbackName
 from aloop.errors import TrainingFinish
 from aloop.log.base import TrainingLog
 from aloop.protocols import Log, Record
-from aloop.stopping import StopLevel, StopRequest
+from aloop.stopping import LeftBehind, StopLevel, StopRequest
 
 __all__ = ["FINISH_REQUESTED", "Callbacks", "drain", "finish_reason", "forget_last_ending"]
 
@@ -88,7 +88,7 @@ async def drain(
 
 
 def _is_giving_up(failure: BaseException, stop: StopRequest) -> bool:
-    return stop.is_given_up and isinstance(failure, asyncio.CancelledError)
+    return stop.is_given_up and isinstance(failure, asyncio.CancelledError | LeftBehind)
 
 
 async def _end_in_order(

@@ -28,9 +28,9 @@ from aloop.log.backends import check_log, create_log
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
 from aloop.signals import SignalMode, check_mode, subscribed
-from aloop.stopping import StopLevel, StopRequest
+from aloop.stopping import LeftBehind, StopLevel, StopRequest
 from aloop.streams.base import as_stream
-from aloop.streams.fetch import END, Fetcher, LeftBehind
+from aloop.streams.fetch import END, Fetcher
 from aloop.supervision import Supervisor, check_grace, require_event_loop
 from aloop.turns import Turn
 
@@ -201,7 +201,7 @@ class MainLoop:
         loop = self._event_loop = asyncio.get_running_loop()
         self._is_profiled = config.profile
         self._stop = StopRequest()
-        self._supervisor = Supervisor(self._stop, self._grace_s)
+        self._supervisor = Supervisor(self._stop, self._grace_s, self._dispatcher.halt)
         self._is_open = False
         self._resources = AsyncExitStack()
         try:

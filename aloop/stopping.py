@@ -10,7 +10,11 @@ from enum import IntEnum
 
 from aloop.protocols import Log
 
-__all__ = ["StopLevel", "StopRequest"]
+__all__ = ["LeftBehind", "StopLevel", "StopRequest"]
+
+
+class LeftBehind(BaseException):
+    """Ends a driver that its run has left, before it can do anything more."""
 
 
 class StopLevel(IntEnum):

@@ -29,6 +29,7 @@ import anyio
 from aloop.errors import ArgumentError, NoEventLoopError
 from aloop.offload import Worker, current_worker
 from aloop.stopping import StopLevel, StopRequest
+from aloop.tasks import create_hidden_task
 
 __all__ = ["Supervisor", "check_grace", "require_event_loop"]
 
@@ -67,39 +68,49 @@ def check_grace(grace_s: object) -> float:
 class _Driver:
     """A task that does a part of a run, and another that stands in for it before the world.
 
-    `asyncio.run`, and many a program, cancels every task at its end. The step in flight has to
-    settle then as well, so the event loop's list of tasks has not the one that is in it, but one
-    that waits for it and takes a cancellation for a request to stop. The work returns what it
-    failed with: a task that raises KeyboardInterrupt or SystemExit takes the event loop down.
+    The step in flight has to settle also when the program ends by cancelling every task, so the
+    one that is in it is hidden, and the other waits for it and takes a cancellation for a request
+    to stop. The work returns what it failed with: a task that raises KeyboardInterrupt or
+    SystemExit takes the event loop down.
     """
 
     def __init__(
         self, work: _Work, name: str, context: contextvars.Context, stop: StopRequest
     ) -> None:
-        loop = asyncio.get_running_loop()
+        self.name = name
         self._work = work
         self._stop = stop
         self._is_swept = self._is_left = self._is_dropped = False
-        self._task = loop.create_task(work, name=name, context=context)
-        if not self._task.done():
-            # Public to those who extend asyncio, as its documentation says under that title.
-            asyncio.tasks._unregister_task(self._task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        self.ended = loop.create_task(self._stand_in(), name=name)
-        """Ends when the work ends, or is dropped."""
-        for task in (self._task, self.ended):
-            # Of a run that is dropped with its event loop, the caller's task tells.
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+        self._task = create_hidden_task(work, name=name, context=context)
+        self._ended = self._new_stand_in()
+
+    def ended(self) -> asyncio.Task[None]:
+        """Give a task that ends when the work ends, or is dropped."""
+        if self._ended.cancelled():  # before it had begun
+            self._on_swept()
+            self._ended = self._new_stand_in()
+        return self._ended
+
+    def _new_stand_in(self) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._stand_in(), name=self.name)
+        # Of a run that is dropped with its event loop, the caller's task tells.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+        return task
 
     async def _stand_in(self) -> None:
         while not (self._task.done() or self._is_dropped):
             try:
                 await asyncio.wait([self._task])
             except asyncio.CancelledError:
-                self._is_swept = True
-                if self._is_left:
-                    self._task.cancel()
-                elif not self._is_dropped:
-                    self._stop.cancel()
+                if not self._is_dropped:
+                    self._on_swept()
+
+    def _on_swept(self) -> None:
+        self._is_swept = True
+        if self._is_left:
+            self._task.cancel()
+        else:
+            self._stop.cancel()
 
     @property
     def is_done(self) -> bool:
@@ -125,7 +136,7 @@ class _Driver:
     def drop(self) -> None:
         """Let it be: nobody shall wait for it, at the end of the event loop neither."""
         self._is_dropped = True
-        self.ended.cancel()
+        self._ended.cancel()
 
     def whereabouts(self) -> str:
         """Say what the driver is at, from the loop to what it awaits."""
@@ -145,16 +156,19 @@ class Supervisor:
     Parameters:
         stop: what is asked of the run.
         grace_s: seconds that the run has from a stop at batch level on.
+        halt: keeps a part of the run that was left behind from doing anything more.
     """
 
-    def __init__(self, stop: StopRequest, grace_s: float) -> None:
+    def __init__(self, stop: StopRequest, grace_s: float, halt: Callable[[], None]) -> None:
         self._stop = stop
         self._grace_s = grace_s
+        self._halt = halt
         self._loop = asyncio.get_running_loop()
         self._worker = Worker()
         self._context = contextvars.copy_context()  # one for all parts of the run
         self._context.run(current_worker.set, self._worker)
         self._cancellation: asyncio.CancelledError | None = None
+        self._cancellations = 0
         self._told = StopLevel.NONE
         self._grace_ends_at: float | None = None
         self._given_up_at: float | None = None
@@ -204,7 +218,7 @@ class Supervisor:
         # What begins after the giving up is no more than what has to be done then.
         may_cancel = may_cancel and self._given_up_at is None
         least_until = self._loop.time() + ABANDONED_S - _CANCELLED_S
-        while not driver.ended.done():
+        while not (ended := driver.ended()).done():
             if stop.level >= StopLevel.BATCH and may_wait and stop.is_waiting:
                 stop.is_left = True
                 driver.leave()
@@ -221,7 +235,7 @@ class Supervisor:
                 if is_over:
                     self._leave(driver)
                     return failure
-            await self._wait(driver.ended)
+            await self._wait(ended)
         found = driver.outcome()
         if stop.is_given_up and found is not failure:
             if isinstance(found, asyncio.CancelledError):
@@ -239,15 +253,16 @@ class Supervisor:
             timeout = max(0.0, self._grace_ends_at - self._loop.time())
         try:
             # Without the shield, a cancelled anyio scope around the run would cancel each wait
-            # anew, which is a loop that never sleeps.
-            shield = None if self._cancellation is None else anyio.CancelScope(shield=True)
-            with shield or nullcontext():
+            # anew, which is a loop that never sleeps. It is of no use before that, and anyio may
+            # have to be loaded for it.
+            with anyio.CancelScope(shield=True) if self._cancellations > 1 else nullcontext():
                 await asyncio.wait(
                     [ended, sooner], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                 )
         except asyncio.CancelledError as error:
             # Further cancellations are taken and forgotten: the first one goes up at the end.
             self._cancellation = self._cancellation or error
+            self._cancellations += 1
             self._stop.cancel()
 
     def _keep_time(self) -> None:
@@ -284,10 +299,11 @@ class Supervisor:
     def _leave(self, driver: _Driver) -> None:
         self._stop.is_given_up = self._stop.is_left = True
         self._hung = driver
+        self._halt()
         driver.drop()
         _logger.error(
             "%s did not end within %g s of being given up, and is left behind in %s",
-            driver.ended.get_name(),
+            driver.name,
             self._loop.time() - (self._given_up_at or 0.0),
             driver.whereabouts(),
         )

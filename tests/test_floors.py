@@ -28,6 +28,7 @@ FLOORS = {
     "aloop.signals": 2,
     "aloop.stopping": 2,
     "aloop.streams": 2,
+    "aloop.tasks": 2,
     "aloop.supervision": 2,
     "aloop.turns": 2,
     "aloop.extensions": 3,

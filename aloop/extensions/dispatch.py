@@ -1,7 +1,7 @@
 """Which extension answers to which callback: a table, compiled once."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, Self, SupportsIndex, TypeAlias, cast
 
@@ -9,12 +9,13 @@ from aloop.callbacks import CallbackName
 from aloop.errors import ArgumentError, ExtensionLookupError, TrainingFinish
 from aloop.extensions.base import Handler, TrainingExtension
 from aloop.protocols import Loop
+from aloop.stopping import LeftBehind
 
 __all__ = ["Dispatcher", "call_each", "find_extension"]
 
 _logger = logging.getLogger("aloop")
 
-Handlers: TypeAlias = Sequence[tuple[str, Callable[..., Any], bool]]
+Handlers: TypeAlias = list[tuple[str, Callable[..., Any], bool]]
 """The names of extensions, what is to be called of each, and whether that is a coroutine function,
 which saves finding out at each call."""
 
@@ -113,8 +114,16 @@ class Dispatcher:
         self.before_batch = self._table[CallbackName.BEFORE_BATCH]
         self.after_batch = self._table[CallbackName.AFTER_BATCH]
 
+    def halt(self) -> None:
+        """Let a call that is under way come to an end at its next extension.
+
+        What is compiled after that is not concerned.
+        """
+        for handlers in self._table.values():
+            handlers[:] = [("", _raise_left_behind, True)] * (len(handlers) + 1)
+
     def _compiled(self, callback: CallbackName) -> Handlers:
-        handlers: list[tuple[str, Callable[..., Any], bool]] = []
+        handlers: Handlers = []
         for extension in self.extensions:
             handler = extension.handler(callback)
             if handler is not None:
@@ -135,9 +144,9 @@ class Dispatcher:
         What others fail with after it is logged.
         """
         first: Exception | None = None
-        for handler in tuple(self._table[callback]):
+        for handler in self._table[callback]:
             try:
-                await call_each((handler,), callback, *args)
+                await call_each([handler], callback, *args)
             except TrainingFinish:
                 continue  # which is what is happening
             except Exception as error:
@@ -160,6 +169,10 @@ async def call_each(handlers: Handlers, callback: CallbackName, *args: Any) -> N
     except BaseException as error:
         error.add_note(f"raised by the extension {name!r} in {callback}")
         raise
+
+
+async def _raise_left_behind(*_args: Any) -> None:
+    raise LeftBehind
 
 
 def checked_extensions(extensions: Iterable[TrainingExtension]) -> list[TrainingExtension]:

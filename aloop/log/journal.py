@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import ClassVar, Final
@@ -24,12 +25,16 @@ from aloop.log.ownership import Ownership
 from aloop.log.readers import BUSY_TIMEOUT_S, Readers
 from aloop.log.thread import WriterThread
 from aloop.log.wal import WALWatch
+from aloop.tasks import create_hidden_task
 from aloop.turns import thread_at_work
 
 __all__ = ["GROUP_COMMIT_S", "MEMORY", "Journal"]
 
 GROUP_COMMIT_S: Final = 0.02
 """How long a record waits at most for others to be committed together with it."""
+
+CANCELLED_OPEN_S: Final = 1.0
+"""How long the opening of a file holds up an event loop that is about to end."""
 
 MEMORY: Final = ":memory:"
 """The name of a database that is nowhere but in memory."""
@@ -60,6 +65,7 @@ class Journal:
         self._is_cancelled = self._loop in self._ending_loops
         self._is_inherited = False
         self._failed = False
+        self._runs = 0  # those that will give it back whatever comes
         self.backlog = Backlog(database)
         """How much waits to be written."""
         self._room_waiters: list[asyncio.Future[None]] = []
@@ -73,6 +79,7 @@ class Journal:
         self._task = self._loop.create_task(
             self._run(), name=f"aloop journal {database}", context=contextvars.Context()
         )
+        self._task.add_done_callback(self._on_end)
         tell_after_fork(self)
 
     @classmethod
@@ -126,6 +133,17 @@ class Journal:
         self._wake.set()
         # wait() leaves the task alone when the caller is cancelled: it goes on to the end.
         await asyncio.wait([self._task], timeout=within_s)
+
+    def begin_run(self) -> None:
+        """Say that a run writes here until it calls `end_run`."""
+        self._runs += 1
+
+    def end_run(self) -> None:
+        """Say that a run has ended; in an event loop that ends, the last one ends the journal."""
+        self._runs -= 1
+        if self._is_cancelled and not self._runs:
+            self._closing = True
+            self._wake.set()
 
     def go_on_after_fork(self) -> None:
         """End at once: the thread and what it was to write are the parent's."""
@@ -192,7 +210,7 @@ class Journal:
     async def _run(self) -> None:
         """Own the thread: have it open the file, write until told to close, end it."""
         try:
-            committer = await self._thread.open()
+            committer = await self._open_file()
             try:
                 self._opened.set_result(None)
                 self._wal_watch.start()
@@ -211,14 +229,10 @@ class Journal:
             self._fail(error)
         finally:
             self._closing = True
-            if self._key is not None and self._open.get(self._key) is self:
-                del self._open[self._key]
             self._wal_watch.stop()
             if self._timer is not None:
                 self._timer.cancel()
             self._thread.join()  # it was told to end, and nothing is left for it to do
-            if not self._opened.done():
-                self._opened.cancel()
             self._settle_all(
                 self._waiters,
                 JournalError(
@@ -227,6 +241,30 @@ class Journal:
                 ),
             )
             self._settle_all(self._room_waiters)
+
+    async def _open_file(self) -> Committer:
+        """Have the thread open the file, when the event loop is about to end only for a moment."""
+        opening = create_hidden_task(self._thread.open(), name=self._task.get_name())
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._expect_the_end()
+            ends_at = monotonic() + CANCELLED_OPEN_S
+            while not opening.done() and (left_s := ends_at - monotonic()) > 0:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([opening], timeout=left_s)
+            if not opening.done():
+                opening.cancel()
+                raise
+            return opening.result()
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """Leave nobody waiting, though the task may have been cancelled before it began."""
+        self._closing = True
+        if self._key is not None and self._open.get(self._key) is self:
+            del self._open[self._key]
+        if not self._opened.done():
+            self._opened.cancel()
 
     def _ask_for_checkpoint(self) -> None:
         self._want_checkpoint = self._want_durable = self._unsynced = True
@@ -246,8 +284,9 @@ class Journal:
     def _expect_the_end(self) -> None:
         if self._is_inherited:
             raise asyncio.CancelledError  # nothing here is to be waited for
-        self._closing = self._is_cancelled = True
+        self._is_cancelled = True
         self._ending_loops.add(self._loop)
+        self._closing = not self._runs  # a run comes to its end by itself, and has more to write
 
     async def _write(self, committer: Committer) -> None:
         """Commit what the logs hand over as one transaction, and tell them what came of it."""

@@ -267,8 +267,18 @@ class SQLiteLog(TrainingLog):
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[None]:
         """Hold the log for one run, open."""
-        async with self, super().session():
-            yield
+        await self.open()
+        journal = self._journal
+        assert journal is not None
+        journal.begin_run()
+        try:
+            async with super().session():
+                yield
+        finally:
+            try:
+                await self.close()
+            finally:
+                journal.end_run()
 
     def take_group(self) -> Group | None:
         """Hand over what is committed and not yet written; the journal calls this."""

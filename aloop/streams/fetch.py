@@ -12,19 +12,15 @@ from inspect import isasyncgen
 from typing import Any, Final
 
 from aloop.protocols import Batch
-from aloop.stopping import StopRequest
+from aloop.stopping import LeftBehind, StopRequest
 
-__all__ = ["END", "Fetcher", "LeftBehind"]
+__all__ = ["END", "Fetcher"]
 
 END: Final = object()
 """What comes after the last batch. A batch can be anything, None included."""
 
 
 _logger = logging.getLogger("aloop")
-
-
-class LeftBehind(BaseException):
-    """Ends a driver that its run has left, before it can do anything more."""
 
 
 class Fetcher:

@@ -1,0 +1,27 @@
+"""Tasks that the rest of the program does not know of."""
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["create_hidden_task"]
+
+T = TypeVar("T")
+
+
+def create_hidden_task(
+    work: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context | None = None
+) -> asyncio.Task[T]:
+    """Make a task that `asyncio.all_tasks` does not list.
+
+    `asyncio.run`, and many a program, cancels every task at its end. A task that has something to
+    settle first is cancelled by its owner, who hears of the end and decides.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name, context=context)
+    if not task.done():
+        # Public to those who extend asyncio, as its documentation says under that title.
+        asyncio.tasks._unregister_task(task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    # When its event loop is dropped with it, the task of its owner tells.
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+    return task
