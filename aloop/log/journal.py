@@ -90,15 +90,28 @@ class Journal:
         not a log or cannot be made one, with `alone` `LogInUseError` if another process or event
         loop writes to it.
         """
-        if str(database) == MEMORY:
-            journal = cls(MEMORY, None)  # each has its own
-        else:
-            key = (str(database), asyncio.get_running_loop())
-            while (found := cls._open.get(key)) is not None and found._closing:  # noqa: SLF001 - its own class
-                # What it has taken is written before anybody else writes to the file.
-                await asyncio.wait([found._task])  # noqa: SLF001 - its own class
-            journal = cls._open[key] = found or cls(str(database), key)
-        await journal._join(alone)  # noqa: SLF001 - its own class
+        while True:
+            journal = await cls._find(str(database))
+            try:
+                await journal._join(alone)  # noqa: SLF001 - its own class
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                was_swept = journal._opened.cancelled()  # noqa: SLF001 - its own class
+                if not was_swept or task is None or task.cancelling():
+                    raise
+                # Every task was cancelled, the journal's too, but not the one that needs it.
+            else:
+                return journal
+
+    @classmethod
+    async def _find(cls, database: str) -> "Journal":
+        if database == MEMORY:
+            return cls(MEMORY, None)  # each has its own
+        key = (database, asyncio.get_running_loop())
+        while (found := cls._open.get(key)) is not None and found._closing:  # noqa: SLF001 - its own class
+            # What it has taken is written before anybody else writes to the file.
+            await asyncio.wait([found._task])  # noqa: SLF001 - its own class
+        journal = cls._open[key] = found or cls(database, key)
         return journal
 
     async def _join(self, alone: bool) -> None:
