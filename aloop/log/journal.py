@@ -63,7 +63,7 @@ class Journal:
         self._closing = False
         # Cancelled, or made where another journal was.
         self._is_cancelled = self._loop in self._ending_loops
-        self._is_inherited = False
+        self._is_orphaned = False
         self._failed = False
         self._runs = 0  # those that will give it back whatever comes
         self.backlog = Backlog(database)
@@ -160,7 +160,7 @@ class Journal:
 
     def go_on_after_fork(self) -> None:
         """End at once: the thread and what it was to write are the parent's."""
-        self._is_inherited = self._closing = True
+        self._is_orphaned = self._closing = True
         if self._ownership is not None:
             self._ownership.abandon()
         self._thread.abandon()
@@ -230,13 +230,20 @@ class Journal:
                 while not self._closing or self._dirty or self._waiters:
                     await self._wait()
                     await self._write(committer)
+            except GeneratorExit:
+                self._is_orphaned = True  # its event loop was closed, nothing can be awaited
+                raise
             finally:
-                if not self._is_inherited:
+                if not self._is_orphaned:
                     self.readers.close()  # what reads keeps SQLite from tidying up
                     await self._thread.close()
         except asyncio.CancelledError:
             # While it was opening: the thread may be waiting for a lock, and ends after that.
             self._thread.abandon()
+            raise
+        except GeneratorExit:
+            self._thread.abandon()
+            self._waiters, self._room_waiters = [], []  # with their event loop gone
             raise
         except Exception as error:  # noqa: BLE001 - it goes to those who open or wait
             self._fail(error)
@@ -295,7 +302,7 @@ class Journal:
         self._wake.clear()
 
     def _expect_the_end(self) -> None:
-        if self._is_inherited:
+        if self._is_orphaned:
             raise asyncio.CancelledError  # nothing here is to be waited for
         self._is_cancelled = True
         self._ending_loops.add(self._loop)
