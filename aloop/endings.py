@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from aloop.callbacks import CallbackName
-from aloop.errors import TrainingFinish
+from aloop.errors import TrainingFinish, brief
 from aloop.log.base import TrainingLog
 from aloop.protocols import Log, Record
 from aloop.stopping import LeftBehind, StopLevel, StopRequest
@@ -128,4 +128,4 @@ async def _tell(failure: BaseException, extensions: Callbacks, *, was_interrupte
         second = error
     if second is not None:
         # The first failure is what the caller has to know.
-        failure.add_note(f"while the run was ended for it, this was raised: {second!r}")
+        failure.add_note(f"while the run was ended for it, this was raised: {brief(second)}")

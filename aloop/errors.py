@@ -31,6 +31,7 @@ __all__ = [
     "TriggerError",
     "UnknownRunError",
     "UnknownTriggerError",
+    "brief",
     "is_other",
 ]
 
@@ -148,3 +149,11 @@ def is_other(name: str, given: object, usual: str, other: str) -> bool:
     if given not in (usual, other):
         raise ArgumentError(f"{name} is {given!r}; expected {usual!r} or {other!r}; leave it out")
     return given == other
+
+
+def brief(error: BaseException) -> str:
+    """Give the representation of an error, its type where that fails too."""
+    try:
+        return repr(error)
+    except Exception:  # noqa: BLE001 - it must not take the place of what it is a note on
+        return type(error).__name__

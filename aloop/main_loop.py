@@ -4,7 +4,6 @@ The life of a run is in `aloop.callbacks`, line by line; the methods of `MainLoo
 on follow it. The ways in which a run ends are in `aloop.supervision`.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
@@ -15,12 +14,12 @@ from aloop.callbacks import CallbackName, Position, Stage
 from aloop.config import config
 from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending
 from aloop.errors import (
-    AlreadyRunningError,
     ArgumentError,
     EmptyEpochError,
     NoModelError,
     NotRunningError,
     TrainingFinish,
+    brief,
 )
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, call_each, find_extension
@@ -107,7 +106,6 @@ class MainLoop:
         self._grace_s = check_grace(grace_s)
         self._stage = Stage.NOT_STARTED
         self._batch = 0
-        self._event_loop: asyncio.AbstractEventLoop | None = None  # of the run under way
         self._is_open = False
         self._is_profiled = False
         self._stop = StopRequest()
@@ -176,18 +174,18 @@ class MainLoop:
     def request_finish(self, at: Literal["epoch", "batch"] = "epoch") -> None:
         """Ask the run to stop after this epoch, or after this batch.
 
-        Ends the run as a signal does: with `on_interrupt`, then `after_training`. Raises
-        `NotRunningError` when no run is under way.
+        Ends the run as a signal does: with `on_interrupt`, then `after_training`. Any thread may
+        ask. Raises `NotRunningError` when no run is under way.
         """
         if at not in ("epoch", "batch"):
             raise ArgumentError(f"at is {at!r}; expected 'epoch' or 'batch'")
-        if not self._is_running:
+        if self._supervisor is None or not self._supervisor.is_running:
             raise NotRunningError(
                 "request_finish() was called while no run is under way; expected a run to "
                 "finish; call it after run() has begun, or add FinishAfter"
             )
         level = StopLevel.EPOCH if at == "epoch" else StopLevel.BATCH
-        self._stop.ask(level, f"request_finish({at!r})")
+        self._supervisor.ask(level, f"request_finish({at!r})")
 
     async def run(self) -> TrainingLog:
         """Train until a finish is requested, and give the log.
@@ -197,43 +195,23 @@ class MainLoop:
         something still is that the last run gave up.
         """
         require_event_loop()
-        self._refuse_second_run()
-        loop = self._event_loop = asyncio.get_running_loop()
+        if self._supervisor is not None:
+            self._supervisor.refuse_another(self.position)
         self._is_profiled = config.profile
         self._stop = StopRequest()
         self._supervisor = Supervisor(self._stop, self._grace_s, self._dispatcher.halt)
         self._is_open = False
         self._resources = AsyncExitStack()
-        try:
-            with subscribed(self._signals, self._stop.on_signal):
-                await self._supervisor.see_through(self._train, self._drain, self._close)
-        finally:
-            if self._event_loop is loop:
-                self._event_loop = None
+        with subscribed(self._signals, self._stop.on_signal):
+            await self._supervisor.see_through(self._train, self._drain, self._close)
         return self.log
-
-    @property
-    def _is_running(self) -> bool:
-        # An event loop that was closed under a run has ended it.
-        return self._event_loop is not None and not self._event_loop.is_closed()
-
-    def _refuse_second_run(self) -> None:
-        if self._is_running:
-            raise AlreadyRunningError(
-                f"run() was called while this loop is running (at {self.position}); expected "
-                "one run at a time; await the first one, or make another loop"
-            )
-        if self._supervisor is not None and self._supervisor.is_hung:
-            raise AlreadyRunningError(
-                "run() was called while what the last run gave up is still under way (at "
-                f"{self.position}); expected it to have ended; wait for it, or make another loop"
-            )
 
     # The parts of a run. They return what it failed with: see aloop.supervision.
 
     async def _train(self) -> BaseException | None:
         """Open the log and train until a finish."""
         try:
+            self._resources.push_async_callback(self._fetcher.rest, self._stop)
             await self._resources.enter_async_context(self.log.session())
             self._is_open = True
             self._resources.enter_context(self._turn)
@@ -268,7 +246,7 @@ class MainLoop:
         except BaseException as error:  # noqa: BLE001 - returned
             if failure is None:
                 return error
-            failure.add_note(f"while the run was closed after it, this was raised: {error!r}")
+            failure.add_note(f"while the run was closed after it, this was raised: {brief(error)}")
         return failure
 
     async def _start(self) -> None:
@@ -284,6 +262,8 @@ class MainLoop:
         if self._stage is Stage.NOT_STARTED:
             await self._dispatcher.call(CallbackName.BEFORE_TRAINING)
             await self.algorithm.initialize()
+            if self._stop.is_left:
+                raise LeftBehind
             self._stage = Stage.TRAINING_STARTED
             self.status["training_started"] = True
         if self.status["iterations_done"]:
@@ -343,10 +323,14 @@ class MainLoop:
         while True:
             try:
                 batch = await fetch() if waits else fetch()
-            except Exception as error:
+            except GeneratorExit:
+                raise  # with its event loop gone, perhaps beside another run
+            except BaseException as error:
                 self._stream_failed(error)
                 raise
             if batch is END:
+                if self._fetcher.is_left:
+                    raise TrainingFinish("batch_interrupt_received")
                 return
             if not self._batch:
                 status["received_first_batch"] = True
@@ -380,7 +364,7 @@ class MainLoop:
                     log.commit()
                     self._finish_if_asked(at_epoch_end=False)
 
-    def _stream_failed(self, error: Exception) -> None:
+    def _stream_failed(self, error: BaseException) -> None:
         error.add_note(
             f"raised by the data stream {self.data_stream!r} after batch {self._batch} of epoch "
             f"{self.status['epochs_done'] + 1}"

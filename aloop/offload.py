@@ -22,7 +22,7 @@ __all__ = ["Worker", "current_worker", "run_in_worker"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_Call: TypeAlias = "tuple[asyncio.Future[Any], str, Callable[[], Any]] | None"
+_Call: TypeAlias = "tuple[asyncio.Future[Any], Callable[..., Any], Callable[[], Any]] | None"
 
 
 class Worker:
@@ -38,8 +38,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._in_flight = 0
         self._is_closed = False
-        self.at_work: str | None = None
-        """The name of the function that was called last."""
+        self._function: Callable[..., Any] | None = None
 
     async def run(self, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function on the thread and give what it returned, or raise what it raised.
@@ -53,12 +52,14 @@ class Worker:
                 "await what uses the worker before the run ends"
             )
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._in_flight += 1
-        call = partial(contextvars.copy_context().run, _shielded(func), *args, **kwargs)
-        self._calls.put((future, getattr(func, "__qualname__", repr(func)), call))
+        context = contextvars.copy_context()
+        context.run(current_worker.set, None)  # which a call on this thread could wait for forever
+        self._calls.put((future, func, partial(context.run, _shielded(func), *args, **kwargs)))
         with thread_at_work():
             return await future
 
@@ -67,6 +68,17 @@ class Worker:
         """True while a call is running or waiting."""
         # Where the event loop was closed under it, the thread ends without counting down.
         return self._in_flight > 0 and self._thread is not None and self._thread.is_alive()
+
+    @property
+    def at_work(self) -> str:
+        """The name of the function that is being called."""
+        function = self._function
+        return str(getattr(function, "__qualname__", type(function).__name__))
+
+    @property
+    def is_closed(self) -> bool:
+        """True once its run has ended."""
+        return self._is_closed
 
     def close(self) -> None:
         """End the thread when it is idle; leave it behind, as a daemon, when it is stuck."""
@@ -81,9 +93,10 @@ class Worker:
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
-            future, self.at_work, call = item
+            future, self._function, call = item
             try:
-                result = call()
+                # What was cancelled while it waited for its turn is not wanted any more.
+                result = None if future.cancelled() else call()
             except BaseException as error:  # noqa: BLE001 - it goes to whoever awaits the call
                 outcome = partial(self._settle, future, None, error)
             else:
@@ -93,6 +106,7 @@ class Worker:
             except RuntimeError:
                 return  # the event loop was closed while the call ran: nobody waits any more
             result = None
+            self._function = None
             del item, future, call, outcome  # or they live until the next call
 
     def _settle(
@@ -133,6 +147,6 @@ async def run_in_worker(func: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
     Outside a run it runs on a thread of asyncio's default executor.
     """
     worker = current_worker.get()
-    if worker is None:
+    if worker is None or worker.is_closed:
         return await asyncio.to_thread(_shielded(func), *args, **kwargs)
     return await worker.run(func, *args, **kwargs)

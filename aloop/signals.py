@@ -15,10 +15,11 @@ Handlers only set flags; the runs look at them.
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
 from weakref import WeakMethod
@@ -34,7 +35,7 @@ there is, Python's own included; ``"replace"``: take over; ``"off"``: never list
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a run."""
 
-_Listener: TypeAlias = Callable[[signal.Signals, bool], None]
+_Listener: TypeAlias = Callable[[signal.Signals, bool], bool]
 
 _Handler: TypeAlias = Any  # what signal.getsignal gives
 
@@ -65,6 +66,8 @@ class _Switchboard:
         self._earlier: _Handler = None
         self._is_chained = False
         self._is_heard_by_loop = False
+        self._is_wanted = False  # by what was there before: a signal that no run took
+        self._pressed = 0  # signals that came, and are still on their way through the event loop
         self._was_rung = False
         self._raised: BaseException | None = None  # by the handler it is chained to
 
@@ -96,7 +99,11 @@ class _Switchboard:
         """Let happen what else the signal is for, now that the runs have settled."""
         if self._raised is not None:
             raise self._raised
-        if self._was_rung and self._is_chained and self._earlier is signal.SIG_DFL:
+        if self._is_chained:
+            is_wanted = self._was_rung and self._earlier is signal.SIG_DFL
+        else:
+            is_wanted = self._is_wanted or self._pressed > 0
+        if is_wanted:
             signal.raise_signal(self._number)
 
     @property
@@ -112,6 +119,7 @@ class _Switchboard:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Hear the signal, in the main thread and between any two of its instructions."""
         if self._is_heard_by_loop:
+            self._pressed += 1
             return
         try:
             self._loop.call_soon_threadsafe(self._ring)
@@ -130,14 +138,27 @@ class _Switchboard:
         # The event loop hears of a signal even if another handler was put over this one since, as
         # a notebook does for its next cell. Then it is meant for that one.
         if signal.getsignal(self._number) is self:
+            self._pressed = max(0, self._pressed - 1)
             self._ring()
 
     def _ring(self) -> None:
         self._was_rung = True
-        for reference in tuple(self._listeners.values()):
-            listener = reference()
-            if listener is not None:
-                listener(self._number, self._is_chained)
+        listeners = [reference() for reference in self._listeners.values()]
+        taken = [
+            listener(self._number, self._is_chained)
+            for listener in listeners
+            if listener is not None
+        ]
+        self._is_wanted = self._is_wanted or not any(taken)
+
+    def go_on_after_fork(self) -> None:
+        """Leave the signals of this process alone, which was forked from that of the runs."""
+        self._listeners.clear()
+        if signal.getsignal(self._number) is not self:
+            return
+        if self._is_heard_by_loop:
+            signal.set_wakeup_fd(-1)  # or the parent's event loop would hear of this one's signals
+        signal.signal(self._number, _still_wanted(self._earlier))
 
     def _give_back(self) -> None:
         """Put the earlier handler back, unless the program has put another over this one."""
@@ -151,6 +172,16 @@ class _Switchboard:
                 signal.signal(self._number, _still_wanted(self._earlier))
 
 
+def _go_on_after_fork() -> None:
+    boards = list(_switchboards.values())
+    _switchboards.clear()
+    for board in boards:
+        board.go_on_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_go_on_after_fork)
+
 _Key: TypeAlias = tuple[asyncio.AbstractEventLoop, signal.Signals]
 
 _switchboards: dict[_Key, _Switchboard] = {}
@@ -160,7 +191,9 @@ _switchboards: dict[_Key, _Switchboard] = {}
 def subscribed(mode: SignalMode, listener: _Listener) -> Generator[None]:
     """Call `listener` with each SIGINT and SIGTERM while the body runs.
 
-    It is a method, given the signal and whether a handler of the program hears it too. What
+    It is a method, given the signal and whether a handler of the program hears it too; it says
+    whether it will do as the signal tells. One that nobody does, because it comes when the runs
+    are over, is raised anew for the earlier handler. What
     the handler raises is raised when the last body that listens has ended. Off the main thread,
     and where there is no handler to come back to, nothing is heard and a message says so.
     """
@@ -181,8 +214,9 @@ def subscribed(mode: SignalMode, listener: _Listener) -> Generator[None]:
         yield
     finally:
         ended = [_switchboards.pop(key) for key in joined if _switchboards[key].remove(id(joined))]
-        for board in ended:
-            board.pass_on()
+        with ExitStack() as last:
+            for board in ended:
+                last.callback(board.pass_on)
 
 
 _PYTHONS: Final = (signal.SIG_DFL, signal.default_int_handler)
@@ -223,9 +257,11 @@ def _still_wanted(handler: _Handler) -> _Handler:
     """Give the handler, or what to put in its place when what it belongs to is over."""
     if isinstance(handler, _Switchboard) and handler.is_over:
         return _still_wanted(handler.earlier)
-    task = getattr(handler, "keywords", {}).get("main_task")
-    is_over = _is_from_runner(handler) and isinstance(task, asyncio.Task) and task.done()
-    return signal.default_int_handler if is_over else handler
+    if _is_from_runner(handler):
+        task = getattr(handler, "keywords", {}).get("main_task")
+        if isinstance(task, asyncio.Task) and task.done():
+            return signal.default_int_handler
+    return handler
 
 
 def _is_from_runner(handler: _Handler) -> bool:

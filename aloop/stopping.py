@@ -7,6 +7,7 @@ waits for the driver (see `aloop.supervision`).
 import asyncio
 import signal
 from enum import IntEnum
+from typing import Any
 
 from aloop.protocols import Log
 
@@ -36,17 +37,20 @@ class StopRequest:
         """Whether the run was cancelled, which its caller is to hear of."""
         self.is_pressed = False
         """Whether somebody at the terminal, and nobody else, gave up the run."""
-        self.is_waiting = False
-        """Whether the driver awaits a batch, so that nothing is in flight."""
+        self.is_swept = False
+        """Whether the run was cancelled with every other task, as the event loop's end does."""
         self.is_ending = False
         """Whether the training is over and the run is on its way out."""
         self.was_ending = False
         """Whether that was so already when the soonest stop was asked for."""
+        self.is_recorded = False
+        """Whether the log has been told how the run ended."""
         self.is_left = False
-        """Whether the run went on to its end without the driver of its training."""
+        """Whether the run went on without something that would not end."""
         self.is_given_up = False
         """Whether anything was cancelled or left behind before it had settled."""
         self._sooner: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     def ask(self, level: StopLevel, cause: str) -> None:
         """Ask for a stop; the cause that is kept is that of the soonest stop."""
@@ -56,14 +60,18 @@ class StopRequest:
             self.was_ending = self.is_ending
             if self._sooner is not None and not self._sooner.done():
                 self._sooner.set_result(None)
+            if level >= StopLevel.BATCH:
+                self._wake()
 
     def cancel(self) -> None:
         """Ask for what a cancellation means: a stop after the batch that the caller hears of."""
         self.is_cancelled = True
         self.ask(StopLevel.BATCH, "cancelled")
 
-    def on_signal(self, number: signal.Signals, has_host: bool = False) -> None:
+    def on_signal(self, number: signal.Signals, has_host: bool = False) -> bool:
         """Ask for what the signal means: SIGTERM the batch's end, SIGINT one step sooner.
+
+        Gives whether the run does as it is told: not, when all that it has to do is written.
 
         A signal that a host hears as well ends the whole program, and so the batch; so does one
         that comes when the training is over.
@@ -76,6 +84,7 @@ class StopRequest:
         if level is StopLevel.ABANDON > self.level:
             self.is_pressed = not has_host
         self.ask(level, number.name)
+        return not self.is_recorded or self.level is StopLevel.ABANDON
 
     def record(self, log: Log) -> None:
         """Record in status and current row what was asked, once for each kind of stop."""
@@ -91,8 +100,25 @@ class StopRequest:
     def record_ending(self, log: Log) -> None:
         """Record what was asked since the last boundary, and whether the run was given up."""
         self.record(log)
+        self.is_recorded = True
         if self.is_given_up:
             log.current_row["step_abandoned"] = True
+
+    async def wait_with(self, future: "asyncio.Future[Any]") -> None:
+        """Wait until the future is done, or the run is to stop after the batch or sooner."""
+        if future.done() or self.level >= StopLevel.BATCH:
+            return
+        # Not for the future itself, which would be cancelled with its awaiter.
+        self._waiter = asyncio.get_running_loop().create_future()
+        future.add_done_callback(self._wake)
+        try:
+            await self._waiter
+        finally:
+            future.remove_done_callback(self._wake)
+
+    def _wake(self, _: object = None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def sooner_than(self, level: StopLevel) -> "asyncio.Future[None]":
         """Give a future that is done once a stop sooner than this is asked for."""

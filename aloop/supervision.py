@@ -20,13 +20,16 @@ import asyncio
 import contextvars
 import logging
 import signal
+import threading
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from numbers import Real
 from typing import Any, Final, TypeAlias
 
 import anyio
 
-from aloop.errors import ArgumentError, NoEventLoopError
+from aloop.callbacks import Position
+from aloop.errors import AlreadyRunningError, ArgumentError, NoEventLoopError, brief
 from aloop.offload import Worker, current_worker
 from aloop.stopping import StopLevel, StopRequest
 from aloop.tasks import create_hidden_task
@@ -60,9 +63,12 @@ def require_event_loop() -> None:
 
 def check_grace(grace_s: object) -> float:
     """Give back the grace, or raise `ArgumentError` if it is no number of seconds."""
-    if not isinstance(grace_s, int | float) or not grace_s >= 0:
-        raise ArgumentError(f"grace_s is {grace_s!r}; expected seconds, 0 or more; leave it out")
-    return grace_s
+    if grace_s is not True and isinstance(grace_s, Real):
+        with suppress(OverflowError):
+            seconds = float(grace_s)
+            if seconds >= 0:
+                return seconds
+    raise ArgumentError(f"grace_s is {grace_s!r}; expected seconds, 0 or more; leave it out")
 
 
 class _Driver:
@@ -80,7 +86,7 @@ class _Driver:
         self.name = name
         self._work = work
         self._stop = stop
-        self._is_swept = self._is_left = self._is_dropped = False
+        self._is_dropped = False
         self._task = create_hidden_task(work, name=name, context=context)
         self._ended = self._new_stand_in()
 
@@ -106,11 +112,8 @@ class _Driver:
                     self._on_swept()
 
     def _on_swept(self) -> None:
-        self._is_swept = True
-        if self._is_left:
-            self._task.cancel()
-        else:
-            self._stop.cancel()
+        self._stop.is_swept = True
+        self._stop.cancel()
 
     @property
     def is_done(self) -> bool:
@@ -126,12 +129,6 @@ class _Driver:
     def cancel(self) -> None:
         """Cancel what the work is at."""
         self._task.cancel()
-
-    def leave(self) -> None:
-        """Let it wait on, as a task of the event loop like any other."""
-        self._is_left = True
-        if self._is_swept:
-            self._task.cancel()
 
     def drop(self) -> None:
         """Let it be: nobody shall wait for it, at the end of the event loop neither."""
@@ -175,11 +172,34 @@ class Supervisor:
         self._is_grace_over = False
         self._is_late = False  # whether the failure came of the giving up
         self._hung: _Driver | None = None
+        self._thread = threading.get_ident()
+        self._is_over = False
 
     @property
-    def is_hung(self) -> bool:
-        """True while something goes on that the run has given up."""
-        return self._worker.is_busy or (self._hung is not None and not self._hung.is_done)
+    def is_running(self) -> bool:
+        """True until the caller has been told how the run ended."""
+        # An event loop that was closed under a run has ended it.
+        return not (self._is_over or self._loop.is_closed())
+
+    def refuse_another(self, position: Position) -> None:
+        """Raise `AlreadyRunningError` if another run would come on top of this one."""
+        if self.is_running:
+            raise AlreadyRunningError(
+                f"run() was called while this loop is running (at {position}); expected "
+                "one run at a time; await the first one, or make another loop"
+            )
+        if self._worker.is_busy or (self._hung is not None and not self._hung.is_done):
+            raise AlreadyRunningError(
+                "run() was called while what the last run gave up is still under way (at "
+                f"{position}); expected it to have ended; wait for it, or make another loop"
+            )
+
+    def ask(self, level: StopLevel, cause: str) -> None:
+        """Ask the run for a stop, from whichever thread."""
+        if threading.get_ident() == self._thread:
+            self._stop.ask(level, cause)
+        else:
+            self._loop.call_soon_threadsafe(self._stop.ask, level, cause)
 
     async def see_through(
         self,
@@ -193,7 +213,7 @@ class Supervisor:
         the cancellation of the calling task, at the end and with the failure as a note.
         """
         try:
-            failure = await self._attend(train(), "aloop training", None, may_wait=True)
+            failure = await self._attend(train(), "aloop training", None)
             self._stop.is_ending = True
             failure = await self._attend(drain(failure), "aloop drain", failure)
             failure = await self._attend(close(failure), "aloop close", failure, may_cancel=False)
@@ -201,7 +221,11 @@ class Supervisor:
             if self._worker.is_busy:
                 _logger.error("%s is left behind at work in its thread", self._worker.at_work)
             self._worker.close()
-        self._raise(failure)
+            self._is_over = True
+        seen = self._seen(failure)
+        self._cancellation = None  # whose traceback holds the frames of all callers
+        if seen is not None:
+            raise seen
 
     async def _attend(
         self,
@@ -209,7 +233,6 @@ class Supervisor:
         name: str,
         failure: _Failure,
         *,
-        may_wait: bool = False,
         may_cancel: bool = True,
     ) -> _Failure:
         """Wait for a part of the run, as long as it has time; give what the run failed with."""
@@ -219,10 +242,6 @@ class Supervisor:
         may_cancel = may_cancel and self._given_up_at is None
         least_until = self._loop.time() + ABANDONED_S - _CANCELLED_S
         while not (ended := driver.ended()).done():
-            if stop.level >= StopLevel.BATCH and may_wait and stop.is_waiting:
-                stop.is_left = True
-                driver.leave()
-                return failure
             self._keep_time()
             if self._given_up_at is not None and not driver.is_done:
                 given_up_for = self._loop.time() - self._given_up_at
@@ -308,25 +327,25 @@ class Supervisor:
             driver.whereabouts(),
         )
 
-    def _raise(self, failure: _Failure) -> None:
+    def _seen(self, failure: _Failure) -> _Failure:
+        """Give what the caller is to see."""
         stop = self._stop
-        seen: BaseException
         if self._cancellation is not None:
             seen = self._cancellation
         elif stop.is_cancelled:
             seen = asyncio.CancelledError("a task of the run was cancelled")
-        elif failure is not None and not self._is_late:
-            raise failure
         elif stop.is_pressed:
             seen = KeyboardInterrupt()  # which is what Ctrl-C means elsewhere
+        elif failure is not None and not self._is_late:
+            return failure
         elif stop.is_given_up:
             after = f", and {self._grace_s:g} s of grace" if self._is_grace_over else ""
             seen = asyncio.CancelledError(f"the run was given up: {stop.cause}{after}")
         else:
-            return
+            return None
         if failure is not None:
-            seen.add_note(f"while the run ended for it, it failed: {failure!r}")
-        raise seen
+            seen.add_note(f"while the run ended for it, it failed: {brief(failure)}")
+        return seen
 
 
 _MESSAGES: Final = {

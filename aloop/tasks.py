@@ -5,7 +5,7 @@ import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["create_hidden_task"]
+__all__ = ["create_hidden_task", "show_task"]
 
 T = TypeVar("T")
 
@@ -25,3 +25,8 @@ def create_hidden_task(
     # When its event loop is dropped with it, the task of its owner tells.
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
     return task
+
+
+def show_task(task: asyncio.Task[Any]) -> None:
+    """List a task that was hidden, for it is nobody's any more."""
+    asyncio.tasks._register_task(task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]

@@ -11,6 +11,8 @@ from textwrap import dedent
 
 import pytest
 
+from aloop import FinishAfter, MainLoop
+from aloop.errors import QuantityError
 from aloop.offload import Worker, current_worker, run_in_worker
 
 PATIENCE_S = 10
@@ -421,3 +423,58 @@ async def test_a_stop_iteration_arrives_as_a_runtime_error(worker, in_a_run):
     with pytest.raises(RuntimeError, match="StopIteration"):
         async with asyncio.timeout(2):
             await run_in_worker(next, iter(()))
+
+
+async def test_a_call_from_the_thread_of_the_worker_does_not_wait_for_itself() -> None:
+    def step(batch: int) -> int:
+        return asyncio.run(run_in_worker(lambda: batch))
+
+    loop = MainLoop(step, [1], extensions=[FinishAfter(after_n_epochs=1)])
+    with pytest.raises(QuantityError):  # the number came back, which is no dictionary
+        await asyncio.wait_for(loop.run(), 10)
+
+
+async def test_a_function_is_not_represented_to_be_called() -> None:
+    class Large:
+        def __call__(self) -> int:
+            return 1
+
+        def __repr__(self) -> str:
+            raise AssertionError
+
+    worker = Worker()
+    assert await worker.run(Large()) == 1
+    worker.close()
+
+
+async def test_a_call_that_was_cancelled_in_the_queue_is_not_made() -> None:
+    called, began, release = [], threading.Event(), threading.Event()
+
+    def block() -> None:
+        began.set()
+        release.wait()
+
+    worker = Worker()
+    first = asyncio.create_task(worker.run(block))
+    await asyncio.to_thread(began.wait)
+    second = asyncio.create_task(worker.run(called.append, 1))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait([second])
+    release.set()
+    await first
+    await worker.run(lambda: None)
+    worker.close()
+    assert called == []
+
+
+async def test_a_thread_that_cannot_be_started_is_the_error_that_is_raised(monkeypatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def step(batch: int) -> None:
+        """Train on nothing."""
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await MainLoop(step, [1]).run()

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 from recorder import Recorder
 
-from aloop import FinishAfter, MainLoop, TrainingExtension, as_algorithm
+from aloop import FinishAfter, MainLoop, TrainingExtension, TrainingLog, as_algorithm
+from aloop.supervision import Supervisor
 
 
 class Press(TrainingExtension):
@@ -656,3 +658,121 @@ def test_the_interpreter_exits_though_an_event_loop_was_given_up_with_an_open_lo
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "end\n")
+
+
+FORKS = """
+import asyncio, logging, multiprocessing, os, signal, sys
+from aloop import FinishAfter, MainLoop
+
+logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+fork = multiprocessing.get_context("fork")
+
+def child(ready):
+    print("child", signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
+    ready.set()
+    signal.pause()
+
+async def main():
+    async def step(batch):
+        ready = fork.Event()
+        process = fork.Process(target=child, args=[ready])
+        process.start()
+        ready.wait()
+        os.kill(process.pid, getattr(signal, sys.argv[1]))
+        process.join()
+        print("exit code", process.exitcode, flush=True)
+
+    loop = MainLoop(step, [1, 2], extensions=[FinishAfter(after_n_epochs=1)])
+    await loop.run()
+    print("iterations", loop.status["iterations_done"], loop.status["epoch_interrupt_received"])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "exit_code"), [("SIGTERM", -15), ("SIGINT", 0)]
+)  # asyncio's ends no program
+def test_a_child_that_a_step_forks_has_its_signals_to_itself(name, exit_code) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, name],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    expected = f"child True\nexit code {exit_code}\n" * 2 + "iterations 2 False\n"
+    assert done.stdout == expected, done.stderr
+
+
+class LateLog(TrainingLog):
+    """Sends a signal when all that the run had to do is in it."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__()
+        self.number = number
+
+    async def close(self) -> None:
+        signal.raise_signal(self.number)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def session(self):
+        async with super().session():
+            try:
+                yield
+            finally:
+                await self.close()
+
+
+async def test_a_signal_after_the_runs_last_record_is_the_programs(in_place) -> None:
+    handler = Heard()
+    in_place(signal.SIGTERM, handler)
+    extensions = [FinishAfter(after_n_epochs=1)]
+    loop = MainLoop(
+        no_op, [1], log=LateLog(signal.SIGTERM), extensions=extensions, signals="replace"
+    )
+    await loop.run()
+    assert handler.numbers == [signal.SIGTERM]
+    assert loop.status["batch_interrupt_received"] is False
+
+
+async def test_a_signal_that_no_turn_was_left_for_is_the_programs(in_place, monkeypatch) -> None:
+    see = Supervisor._seen
+
+    def pressed(supervisor, failure):
+        signal.raise_signal(signal.SIGTERM)
+        return see(supervisor, failure)
+
+    monkeypatch.setattr(Supervisor, "_seen", pressed)
+    handler = Heard()
+    in_place(signal.SIGTERM, handler)
+    extensions = [FinishAfter(after_n_epochs=1)]
+    await MainLoop(no_op, [1], extensions=extensions, signals="replace").run()
+    assert handler.numbers == [signal.SIGTERM]
+
+
+def test_ctrl_c_after_the_last_record_interrupts_the_program() -> None:
+    loops = []
+
+    async def main() -> None:
+        first = MainLoop(
+            no_op, [1], log=LateLog(signal.SIGINT), extensions=[FinishAfter(after_n_epochs=1)]
+        )
+        for loop in (first, MainLoop(no_op, lambda: iter(range(10**9)))):
+            loops.append(loop)
+            await loop.run()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert loops[0].log.current_row["training_finished"] is True
+    assert loops[-1].log.current_row["interrupt_cause"] == "cancelled"
+
+
+async def test_a_host_handler_with_attributes_of_any_kind_is_chained_to(in_place) -> None:
+    handler = Heard()
+    handler.keywords = None  # type: ignore[attr-defined]
+    in_place(signal.SIGTERM, handler)
+    await ten_batches({2: [signal.SIGTERM]}).run()
+    assert handler.numbers == [signal.SIGTERM]

@@ -1,6 +1,7 @@
 """Who waits for whom at the end of a run, how long, and what is said of what would not stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -9,13 +10,23 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 
 import anyio
 import pytest
 from recorder import Recorder
 
-from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, as_algorithm, read_log
-from aloop.errors import AlreadyRunningError
+from aloop import (
+    FinishAfter,
+    MainLoop,
+    SQLiteLog,
+    TrainingAlgorithm,
+    TrainingExtension,
+    as_algorithm,
+    read_log,
+    run_in_worker,
+)
+from aloop.errors import AlreadyRunningError, JournalError
 from aloop.supervision import ABANDONED_S
 
 
@@ -44,6 +55,15 @@ class Hang(TrainingExtension):
             except asyncio.CancelledError:
                 if not self.swallows:
                     raise
+
+
+async def outcome_of(loop: MainLoop) -> BaseException | None:
+    """Run the loop and give what it raised: a task that raises an exit ends the event loop."""
+    try:
+        await loop.run()
+    except BaseException as error:  # noqa: BLE001 - it is what is asked for
+        return error
+    return None
 
 
 async def cancelled_once_hanging(loop: MainLoop, hang: Hang) -> float:
@@ -339,20 +359,21 @@ async def test_an_exit_out_of_on_interrupt_does_not_call_it_again(error, recorde
     assert recorder.callbacks.count("on_interrupt") == 1
 
 
-async def test_an_error_before_the_run_was_given_up_is_what_the_caller_sees() -> None:
+async def test_an_error_before_the_last_press_is_a_note_on_the_interrupt() -> None:
     hang = Hang("on_error")
 
     async def step(batch: object) -> None:
         raise ValueError("the reason")
 
     loop = MainLoop(step, [1], extensions=[hang])
-    run = asyncio.create_task(loop.run())
+    run = asyncio.create_task(outcome_of(loop))
     await hang.began.wait()
     for _ in range(3):
         signal.raise_signal(signal.SIGINT)
         await asyncio.sleep(0)
-    with pytest.raises(ValueError, match="the reason"):
-        await run
+    error = await run
+    assert isinstance(error, KeyboardInterrupt)
+    assert "ValueError('the reason')" in error.__notes__[0]
     assert "the reason" in loop.log.current_row["got_exception"]
     assert loop.log.current_row["step_abandoned"] is True
 
@@ -521,7 +542,7 @@ class TestQuietStreams:
         loop = MainLoop(step, Numbers(), extensions=[FinishAfter(after_n_batches=2)])
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(loop.run(), 0.01)
-        (left,) = (task for task in asyncio.all_tasks() if task.get_name() == "aloop training")
+        (left,) = (task for task in asyncio.all_tasks() if task.get_name() == "aloop stream")
         left.cancel()  # as the end of an event loop does
         await asyncio.wait([left])
         ready.set()
@@ -539,7 +560,7 @@ class TestQuietStreams:
         loop = MainLoop(no_op, batches)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(loop.run(), 0.01)
-        (left,) = (task for task in asyncio.all_tasks() if task.get_name() == "aloop training")
+        (left,) = (task for task in asyncio.all_tasks() if task.get_name() == "aloop stream")
         left.cancel()
         await asyncio.wait([left])
         assert "failed after its run had left it: OSError('in the clean-up')" in caplog.text
@@ -661,3 +682,230 @@ async def test_a_sync_step_in_the_event_loops_thread_settles_too() -> None:
         await run
     assert loop.status["iterations_done"] >= 2
     assert loop.log.current_row["interrupt_cause"] == "cancelled"
+
+
+class UnspeakableError(Exception):
+    """Has no representation."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no representation")
+
+
+async def test_an_error_without_a_representation_hides_nothing() -> None:
+    errors = {"after_batch": ValueError("first"), "on_error": UnspeakableError()}
+    with pytest.raises(ValueError, match="first") as raised:
+        await MainLoop(no_op, [1], extensions=[Fail(**errors)]).run()
+    assert "this was raised: UnspeakableError" in raised.value.__notes__[-1]
+
+
+async def test_what_comes_after_an_extension_left_behind_is_not_called(recorder) -> None:
+    hang = Hang("after_batch", swallows=True)
+    loop = MainLoop(no_op, [1, 2], extensions=[hang, recorder], grace_s=0)
+    await cancelled_once_hanging(loop, hang)
+    seen = list(recorder.events)
+    hang.release.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert recorder.events == seen
+    assert "after_batch" not in recorder.callbacks
+
+
+async def test_an_initialize_left_behind_leaves_nothing_when_it_wakes() -> None:
+    began, release = asyncio.Event(), asyncio.Event()
+
+    class Stubborn(TrainingAlgorithm):
+        async def initialize(self) -> None:
+            began.set()
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        async def process_batch(self, batch: object) -> None:
+            """Train on nothing."""
+
+    loop = MainLoop(Stubborn(), [1], grace_s=0, extensions=[FinishAfter(after_n_epochs=1)])
+    run = asyncio.create_task(loop.run())
+    await began.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    status, commits = dict(loop.status), loop.log.sequence
+    release.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (dict(loop.status), loop.log.sequence) == (status, commits)
+    await loop.run()
+    assert loop.status["epochs_done"] == 1
+
+
+async def test_a_dropped_loop_lets_go_of_the_batch_it_waits_for() -> None:
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    seen: list[int] = []
+
+    async def batches():
+        while True:
+            yield await queue.get()
+
+    async def step(batch: int) -> None:
+        seen.append(batch)
+
+    loop = MainLoop(step, batches)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(loop.run(), 0.01)
+    reference = weakref.ref(loop)
+    del loop
+    gc.collect()
+    await asyncio.sleep(0)
+    assert reference() is None
+    for number in range(3):
+        queue.put_nowait(number)
+    await MainLoop(step, batches, extensions=[FinishAfter(after_n_batches=3)]).run()
+    assert seen == [0, 1, 2]
+
+
+async def test_a_dropped_loop_and_its_stream_clean_up() -> None:
+    ended = []
+
+    async def batches():
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(MainLoop(no_op, batches).run(), 0.01)
+    gc.collect()
+    while asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.sleep(0)
+    assert ended == [True]
+
+
+async def test_a_stream_is_advanced_in_one_task_throughout_a_run() -> None:
+    async def batches():
+        async with asyncio.timeout(60), asyncio.TaskGroup():  # which belong to a task
+            with anyio.CancelScope():
+                for number in range(3):
+                    yield number
+
+    loop = MainLoop(no_op, batches, extensions=[FinishAfter(after_n_epochs=2)])
+    await loop.run()
+    assert loop.status["iterations_done"] == 6
+
+
+async def test_a_worker_can_be_used_by_a_fetch_that_outlasted_its_run() -> None:
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    seen = []
+
+    async def batches():
+        while True:
+            number = await queue.get()
+            yield await run_in_worker(int.__add__, number, 1)
+
+    async def step(batch: int) -> None:
+        seen.append(batch)
+
+    loop = MainLoop(step, batches, extensions=[FinishAfter(after_n_batches=2)])
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(loop.run(), 0.01)
+    queue.put_nowait(1)
+    queue.put_nowait(2)
+    await loop.run()
+    assert seen == [2, 3]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BaseException])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_after_a_stream_that_raised_an_exit_an_epoch_begins(error, is_async) -> None:
+    broken = []
+
+    def numbers():
+        for number in range(4):
+            if number == 2 and not broken:
+                broken.append(True)
+                raise error
+            yield number
+
+    async def async_numbers():
+        for number in numbers():
+            yield number
+
+    stream = async_numbers if is_async else numbers
+    loop = MainLoop(no_op, stream, extensions=[FinishAfter(after_n_epochs=1)])
+    assert type(await outcome_of(loop)) is error
+    await loop.run()
+    assert loop.status["_epoch_ends"] == [6]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_a_sync_step_may_ask_for_a_finish_in_its_thread(debug) -> None:
+    asyncio.get_running_loop().set_debug(debug)
+
+    def step(batch: int) -> None:
+        if batch == 3:
+            loop.request_finish("batch")
+
+    loop = MainLoop(step, range(100))
+    await loop.run()
+    assert loop.status["iterations_done"] == 4
+
+
+async def test_the_frames_of_the_callers_are_let_go_after_a_cancellation() -> None:
+    class Request:
+        """What a caller holds."""
+
+    async def serve() -> None:
+        request = Request()
+        held.append(weakref.ref(request))
+        await asyncio.wait_for(loop.run(), 0.01)
+
+    held: list[weakref.ref] = []
+
+    async def step(batch: object) -> None:
+        await asyncio.sleep(0.02)
+
+    loop = MainLoop(step, range(10**6))
+    with pytest.raises(TimeoutError):
+        await serve()
+    gc.collect()
+    assert held[0]() is None
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks can be eager from 3.12 on")
+async def test_a_run_works_where_tasks_are_eager(tmp_path) -> None:
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    log = SQLiteLog(tmp_path / "log.sqlite")
+
+    async def batches():
+        for number in range(5):
+            yield number
+
+    loop = MainLoop(no_op, batches, log=log, extensions=[FinishAfter(after_n_epochs=2)])
+    await loop.run()
+    assert loop.status["iterations_done"] == 10
+    with read_log(tmp_path / "log.sqlite") as written:
+        assert written[10]["training_finished"] is True
+
+
+async def test_a_run_on_a_file_that_can_be_written_again_goes_on(tmp_path) -> None:
+    path = tmp_path / "log.sqlite"
+    log = SQLiteLog(path)
+    finish = FinishAfter(after_n_epochs=1)
+    loop = MainLoop(no_op, [1], log=log, extensions=[finish])
+    await loop.run()
+    path.rename(tmp_path / "away.sqlite")
+    finish.set_conditions(after_n_epochs=2)
+
+    async def taking_it_away() -> None:
+        async with log:
+            (tmp_path / "log.sqlite").unlink()
+            await loop.run()
+
+    with pytest.raises(JournalError):
+        await taking_it_away()
+    (tmp_path / "away.sqlite").rename(path)
+    finish.set_conditions(after_n_epochs=3)
+    await loop.run()
+    assert loop.status["epochs_done"] == 3

@@ -166,6 +166,8 @@ async def call_each(handlers: Handlers, callback: CallbackName, *args: Any) -> N
                 result = handler(*args)
                 if isawaitable(result):
                     await result
+    except LeftBehind:
+        raise
     except BaseException as error:
         error.add_note(f"raised by the extension {name!r} in {callback}")
         raise

@@ -264,7 +264,7 @@ class Journal:
 
     async def _open_file(self) -> Committer:
         """Have the thread open the file, when the event loop is about to end only for a moment."""
-        opening = create_hidden_task(self._thread.open(), name=self._task.get_name())
+        opening = create_hidden_task(self._thread.open(), name=f"aloop opening {self._database}")
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:

@@ -271,6 +271,7 @@ class SQLiteLog(TrainingLog):
         journal = self._journal
         assert journal is not None
         journal.begin_run()
+        self._failure = None  # of an earlier run; the next attempt may succeed
         try:
             async with super().session():
                 yield

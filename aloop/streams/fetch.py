@@ -1,112 +1,173 @@
 """Fetching the batches of an epoch, whichever way its iterator gives them.
 
 While a batch is awaited nothing of the run is in flight, so a run that is to stop leaves a quiet
-stream at once. Its driver stays where it is, in the wait for that batch, because a cancellation
-would end a generator; and the next run finds the batch that came to it.
+stream at once. What waits for the batch is a task of the stream's own, which stays where it is,
+because a cancellation would end a generator; and the next run finds the batch that came to it.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from inspect import isasyncgen
 from typing import Any, Final
 
 from aloop.protocols import Batch
-from aloop.stopping import LeftBehind, StopRequest
+from aloop.stopping import StopLevel, StopRequest
+from aloop.tasks import create_hidden_task, show_task
 
 __all__ = ["END", "Fetcher"]
 
 END: Final = object()
 """What comes after the last batch. A batch can be anything, None included."""
 
+_ENDING_S: Final = 0.5  # what a generator has for its clean-up when the event loop ends
 
 _logger = logging.getLogger("aloop")
+
+_left: "set[_Reader]" = set()
+"""Those that wait for a batch between two runs; nobody else need hold what they wait for."""
+
+
+class _Reader:
+    """Advances an async iterator, one batch at a time and for the length of a run in one task."""
+
+    def __init__(self, iterator: AsyncIterator[Batch]) -> None:
+        self.iterator = iterator
+        self._outcome: asyncio.Future[Batch] | None = None  # of the fetch that is under way
+        self._wanted: asyncio.Future[None] | None = None  # done when there is another
+        self._task: asyncio.Task[None] | None = None
+        self._is_last = False
+
+    def ask(self) -> "asyncio.Future[Batch]":
+        """Give what will have the next batch; the same again until it is taken."""
+        loop = asyncio.get_running_loop()
+        if self._task is not None and self._task.get_loop() is not loop:
+            self._wanted = self._task = None
+        if self.is_lost:
+            self._outcome = None
+        if self._outcome is None:
+            self._outcome = loop.create_future()
+            if self._wanted is not None:
+                self._wanted.set_result(None)
+            else:
+                self._is_last = False
+                self._task = create_hidden_task(self._read(), name="aloop stream")
+        return self._outcome
+
+    def take(self) -> Batch:
+        """Give the batch that was asked for, or raise what the stream did in its place."""
+        assert self._outcome is not None
+        outcome, self._outcome = self._outcome, None
+        return outcome.result()
+
+    @property
+    def is_lost(self) -> bool:
+        """True when the batch cannot come any more, for its event loop has ended."""
+        outcome = self._outcome
+        return outcome is not None and (
+            outcome.cancelled() or (not outcome.done() and outcome.get_loop().is_closed())
+        )
+
+    async def rest(self, stop: StopRequest) -> None:
+        """Let the run go: end the task, but not in the wait for a batch."""
+        if self._task is None or self._task.done():
+            return
+        if self._wanted is not None:
+            self._task.cancel()
+            self._wanted = None
+        elif stop.is_swept:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_ENDING_S)
+        else:
+            self._is_last = True
+            show_task(self._task)  # which the end of the event loop has to find
+            _left.add(self)
+
+    def let_go(self) -> None:
+        """Give up the fetch that is under way, from whichever thread."""
+        if self._task is not None and not self._task.done():
+            with suppress(RuntimeError):  # the event loop is closed
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    async def _read(self) -> None:
+        self._wanted = None
+        try:
+            while (outcome := self._outcome) is not None:
+                await self._advance(outcome)
+                if self._is_last or outcome.exception() or outcome.result() is END:
+                    return
+                wanted = self._wanted = asyncio.get_running_loop().create_future()
+                await wanted
+                self._wanted = None
+        finally:
+            _left.discard(self)
+
+    async def _advance(self, outcome: "asyncio.Future[Batch]") -> None:
+        try:
+            outcome.set_result(await anext(self.iterator, END))
+        except (asyncio.CancelledError, GeneratorExit):
+            with suppress(RuntimeError):  # the event loop is closed
+                outcome.cancel()
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised where the batch is taken
+            outcome.set_exception(error)
+            if self in _left:
+                _logger.warning("a data stream failed after its run had left it: %r", error)
 
 
 class Fetcher:
     """Fetches for one run after the other, and keeps the batch that an earlier one had to leave."""
 
     def __init__(self) -> None:
-        self._iterator: AsyncIterator[Batch] | None = None
-        self._outcome: asyncio.Future[Batch] | None = None  # of the fetch that is under way
-        self._driver: asyncio.Task[Any] | None = None  # which waits for it
+        self._reader: _Reader | None = None
+        self.is_left = False
+        """Whether what was fetched last is no end, but the run is to stop."""
 
     def of(self, iterator: Any, stop: StopRequest) -> tuple[Callable[[], Any], bool]:
         """Give what fetches the next batch, or `END`, and whether it has to be awaited."""
+        self.is_left = False
         if not hasattr(iterator, "__anext__"):
             return lambda: next(iterator, END), False
-        if iterator is not self._iterator:
-            self._forget()
-            self._iterator = iterator
+        if self._reader is None or self._reader.iterator is not iterator:
+            self._let_go()
+            self._reader = _Reader(iterator)
+        reader = self._reader
 
         async def wait() -> Batch:
-            stop.is_waiting = True
-            try:
-                if self._outcome is not None:
-                    return await self._left_batch(self._outcome, iterator, stop)
-                return await self._next_batch(iterator, stop)
-            finally:
-                stop.is_waiting = False
+            outcome = reader.ask()
+            await stop.wait_with(outcome)
+            if outcome.cancelled():
+                stop.cancel()  # by whoever cancels every task, and the run in a moment
+            if stop.level >= StopLevel.BATCH:
+                self.is_left = True
+                return END
+            return reader.take()
 
         return wait, True
 
     def has_lost_its_place(self, iterator: Any) -> bool:
         """Say whether this is a generator that was cut off, with the event loop of its run."""
-        is_lost = iterator is self._iterator and isasyncgen(iterator) and _is_lost(self._outcome)
-        if is_lost:
-            _logger.warning(
-                "%r was cut off in its wait for a batch when the event loop of the last run "
-                "ended; a new epoch begins",
-                iterator,
-            )
-        return is_lost
+        reader = self._reader
+        is_lost = reader is not None and reader.iterator is iterator and reader.is_lost
+        if not (is_lost and isasyncgen(iterator)):
+            return False
+        _logger.warning(
+            "%r was cut off in its wait for a batch when the event loop of the last run ended; a "
+            "new epoch begins",
+            iterator,
+        )
+        return True
 
-    async def _next_batch(self, iterator: AsyncIterator[Batch], stop: StopRequest) -> Batch:
-        self._driver = asyncio.current_task()
-        outcome = self._outcome = asyncio.get_running_loop().create_future()
-        try:
-            batch = await anext(iterator, END)
-        except asyncio.CancelledError:
-            outcome.cancel()
-            raise
-        except GeneratorExit:
-            raise  # with its event loop gone
-        except BaseException as error:
-            if stop.is_left:
-                outcome.set_exception(error)
-                outcome.exception()  # it may be that no run comes to hear of it
-                _logger.warning("a data stream failed after its run had left it: %r", error)
-                raise LeftBehind from error
-            self._outcome = None
-            raise
-        if stop.is_left:
-            outcome.set_result(batch)
-            raise LeftBehind
-        self._outcome = None
-        return batch
+    async def rest(self, stop: StopRequest) -> None:
+        """Let the run go, when it has ended."""
+        if self._reader is not None:
+            await self._reader.rest(stop)
 
-    async def _left_batch(
-        self, outcome: "asyncio.Future[Batch]", iterator: AsyncIterator[Batch], stop: StopRequest
-    ) -> Batch:
-        if not (outcome.done() or _is_lost(outcome)):
-            # Not the future itself: it would be cancelled with its awaiter.
-            await asyncio.wait([outcome])
-            if stop.is_left:
-                raise LeftBehind
-        if _is_lost(outcome):
-            return await self._next_batch(iterator, stop)
-        self._outcome = None
-        return outcome.result()
+    def _let_go(self) -> None:
+        # A reader that still waits would take a batch that another is to have.
+        if self._reader is not None:
+            self._reader.let_go()
 
-    def _forget(self) -> None:
-        """Let go of the iterator; a driver that still waits there would take another's batch."""
-        if self._outcome is not None and self._driver is not None and not _is_lost(self._outcome):
-            self._driver.cancel()
-        self._outcome = self._driver = None
-
-
-def _is_lost(outcome: "asyncio.Future[Batch] | None") -> bool:
-    """Say whether the fetch can no longer give its batch: its event loop has ended."""
-    return outcome is not None and (
-        outcome.cancelled() or (not outcome.done() and outcome.get_loop().is_closed())
-    )
+    def __del__(self) -> None:
+        self._let_go()

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter, defaultdict
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingAlgorithm, TrainingE
 from aloop import as_algorithm as algorithm_of
 from aloop.errors import AlreadyRunningError, NotRunningError
 from aloop.extensions.dispatch import Dispatcher
+from aloop.signals import _Switchboard
 
 SETTLE_TURNS = 5
 """After how many turns of the event loop a run has heard what was sent to it."""
@@ -617,11 +618,8 @@ class Storm:
 
     def loop_is_busy(self) -> bool:
         """Say whether the loop refuses another run for what the last one left."""
-        coroutine = self.loop.run()
-        refused = getattr(self.loop, "_refuse_second_run", None)
-        coroutine.close()
         try:
-            refused and refused()
+            self.loop._supervisor.refuse_another(self.loop.position)
         except AlreadyRunningError:
             return True
         return False
@@ -708,7 +706,8 @@ async def pass_over(schedule: Schedule, directory: Path, messages: Messages) -> 
             signal.signal(number, partial(_hear, storm))
     storm.event_loop.call_later(HANGS_S, _give_up, storm)
     try:
-        await storm.pass_over()
+        with seeing_what_is_passed_on(storm):
+            await storm.pass_over()
     finally:
         for _ in range(SETTLE_TURNS):
             await asyncio.sleep(0)
@@ -737,6 +736,33 @@ def _hear(storm: Storm, number: int, frame: object) -> None:
     storm.heard.append(signal.Signals(number).name)
     if storm.schedule.host == "raising" and storm.is_running and storm.schedule.mode != "replace":
         raise HostError
+
+
+@contextmanager
+def seeing_what_is_passed_on(storm: Storm):
+    """See what a run raises anew because it came when all was over.
+
+    A handler of the program hears it then; what is Python's own would end the storm.
+    """
+    pass_on, raise_signal = _Switchboard.pass_on, signal.raise_signal
+
+    def raise_anew(number: signal.Signals) -> None:
+        if storm.schedule.host != "none":
+            storm.sent_to_host.append(signal.Signals(number).name)
+            raise_signal(number)
+
+    def watched(board: _Switchboard) -> None:
+        signal.raise_signal = raise_anew
+        try:
+            pass_on(board)
+        finally:
+            signal.raise_signal = raise_signal
+
+    _Switchboard.pass_on = watched
+    try:
+        yield
+    finally:
+        _Switchboard.pass_on = pass_on
 
 
 def do(seed: int, directory: Path, messages: Messages) -> dict[str, object]:
