@@ -28,6 +28,7 @@ from aloop.extensions import (
 from aloop.log import ReadOnlyLog, SQLiteLog, TrainingLog, read_log
 from aloop.main_loop import MainLoop
 from aloop.offload import run_in_worker
+from aloop.stopping import RunState
 from aloop.streams import (
     ArrayStream,
     DataStream,
@@ -56,6 +57,7 @@ __all__ = [
     "Printing",
     "ProgressBar",
     "ReadOnlyLog",
+    "RunState",
     "SQLiteLog",
     "Scale",
     "SequentialScheme",

@@ -27,7 +27,7 @@ from aloop.log.backends import check_log, create_log
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
 from aloop.signals import SignalMode, check_mode, subscribed
-from aloop.stopping import LeftBehind, StopLevel, StopRequest
+from aloop.stopping import LeftBehind, RunState, StopLevel, StopRequest
 from aloop.streams.base import as_stream
 from aloop.streams.fetch import END, Fetcher
 from aloop.supervision import Supervisor, check_grace, require_event_loop
@@ -151,6 +151,11 @@ class MainLoop:
         )
 
     @property
+    def state(self) -> RunState:
+        """Where the loop is in the life of its run."""
+        return RunState.NEW if self._supervisor is None else self._supervisor.state
+
+    @property
     def iteration_state(self) -> tuple[Any, Any]:
         """The data stream and the iterator of the epoch under way, None before the first."""
         return self.data_stream, self.epoch_iterator
@@ -217,6 +222,7 @@ class MainLoop:
             self._resources.enter_context(self._turn)
             with self.profile.timer("initialization"):
                 await self._start()
+            self._stop.has_started = True
             with self.profile.timer("training"):
                 self._finish_if_asked(at_epoch_end=not self._stage.in_epoch)
                 while True:

@@ -6,12 +6,12 @@ waits for the driver (see `aloop.supervision`).
 
 import asyncio
 import signal
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from aloop.protocols import Log
 
-__all__ = ["LeftBehind", "StopLevel", "StopRequest"]
+__all__ = ["LeftBehind", "RunState", "StopLevel", "StopRequest"]
 
 
 class LeftBehind(BaseException):
@@ -27,6 +27,18 @@ class StopLevel(IntEnum):
     ABANDON = 3  # at once, giving up the step in flight
 
 
+class RunState(StrEnum):
+    """Where a loop is in the life of a run; `aloop.supervision` says what leads where."""
+
+    NEW = "new"  # never run
+    STARTING = "starting"  # opening the log, before_training, initialize
+    RUNNING = "running"
+    STOPPING = "stopping"  # going on to the boundary that was asked for
+    FINALIZING = "finalizing"  # the training is over, the run is on its way out
+    ABORTING = "aborting"  # given up
+    CLOSED = "closed"  # not running, until the next run
+
+
 class StopRequest:
     """What was asked of one run so far, and what came of it."""
 
@@ -39,6 +51,8 @@ class StopRequest:
         """Whether somebody at the terminal, and nobody else, gave up the run."""
         self.is_swept = False
         """Whether the run was cancelled with every other task, as the event loop's end does."""
+        self.has_started = False
+        """Whether the training has begun, or gone on."""
         self.is_ending = False
         """Whether the training is over and the run is on its way out."""
         self.was_ending = False

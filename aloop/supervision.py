@@ -31,7 +31,7 @@ import anyio
 from aloop.callbacks import Position
 from aloop.errors import AlreadyRunningError, ArgumentError, NoEventLoopError, brief
 from aloop.offload import Worker, current_worker
-from aloop.stopping import StopLevel, StopRequest
+from aloop.stopping import RunState, StopLevel, StopRequest
 from aloop.tasks import create_hidden_task
 
 __all__ = ["Supervisor", "check_grace", "require_event_loop"]
@@ -180,6 +180,20 @@ class Supervisor:
         """True until the caller has been told how the run ended."""
         # An event loop that was closed under a run has ended it.
         return not (self._is_over or self._loop.is_closed())
+
+    @property
+    def state(self) -> RunState:
+        """Where the run is."""
+        stop = self._stop
+        if not self.is_running:
+            return RunState.CLOSED
+        if stop.level is StopLevel.ABANDON:
+            return RunState.ABORTING
+        if stop.is_ending:
+            return RunState.FINALIZING
+        if stop.level:
+            return RunState.STOPPING
+        return RunState.RUNNING if stop.has_started else RunState.STARTING
 
     def refuse_another(self, position: Position) -> None:
         """Raise `AlreadyRunningError` if another run would come on top of this one."""

@@ -19,6 +19,7 @@ from recorder import Recorder
 from aloop import (
     FinishAfter,
     MainLoop,
+    RunState,
     SQLiteLog,
     TrainingAlgorithm,
     TrainingExtension,
@@ -909,3 +910,56 @@ async def test_a_run_on_a_file_that_can_be_written_again_goes_on(tmp_path) -> No
     finish.set_conditions(after_n_epochs=3)
     await loop.run()
     assert loop.status["epochs_done"] == 3
+
+
+class Look(TrainingExtension):
+    """Keeps the states in which it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[str] = []
+
+    def handler(self, callback):
+        async def look(*args: object) -> None:
+            self.states.append(f"{callback} {self.main_loop.state}")
+
+        return look
+
+
+async def test_the_state_of_a_run_can_be_asked_for() -> None:
+    async def step(batch: int) -> None:
+        if batch == 2:
+            loop.request_finish("batch")
+
+    look = Look()
+    loop = MainLoop(step, [1, 2, 3], extensions=[look])
+    assert loop.state is RunState.NEW
+    await loop.run()
+    assert look.states == [
+        "before_training starting",
+        "before_epoch running",
+        "before_batch running",
+        "after_batch running",
+        "before_batch running",
+        "after_batch stopping",
+        "on_interrupt finalizing",
+        "after_training finalizing",
+    ]
+    assert loop.state is RunState.CLOSED
+
+
+async def test_a_run_that_is_given_up_is_aborting() -> None:
+    states = []
+
+    async def step(batch: int) -> None:
+        try:
+            loop.request_finish("batch")
+            await asyncio.Event().wait()
+        finally:
+            states.append(loop.state)
+
+    loop = MainLoop(step, [1], grace_s=0)
+    with pytest.raises(asyncio.CancelledError):
+        await loop.run()
+    assert states == [RunState.ABORTING]
+    assert loop.state is RunState.CLOSED
