@@ -7,6 +7,7 @@ does not hold up the interpreter's exit, as one in the default executor would.
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -88,8 +89,9 @@ class Worker:
         if self._thread is None:
             return
         self._calls.put(None)
-        if not self.is_busy:
-            self._thread.join()  # at once: nothing is left for it to do
+        # At once, for nothing is left for it to do; but no daemon runs any more at the very end.
+        if not (self.is_busy or sys.is_finalizing()):
+            self._thread.join()
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:

@@ -99,7 +99,7 @@ async def test_in_a_run_a_sync_function_runs_on_the_worker_of_the_run():
         assert result["thread"] is await worker.run(threading.current_thread)
     finally:
         current_worker.reset(token)
-        await worker.close()
+        worker.close()
 
 
 async def test_a_function_may_return_nothing():

@@ -144,7 +144,7 @@ async def test_in_a_run_a_step_runs_on_the_worker_of_the_run():
         assert await thread_of("thread") is await worker.run(threading.current_thread)
     finally:
         current_worker.reset(token)
-        await worker.close()
+        worker.close()
 
 
 def test_a_bad_place_is_refused_by_what_there_is():

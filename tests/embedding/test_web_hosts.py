@@ -28,8 +28,17 @@ STOPS = [
     ("gunicorn", signal.SIGINT, "all"),
     ("gunicorn", signal.SIGTERM, "main"),
 ]
+FAST = ("uvicorn", "hypercorn.serve")
 each_stop = pytest.mark.parametrize(
-    ("name", "number", "to"), STOPS, ids=[f"{n}-{s.name}-to-{t}" for n, s, t in STOPS]
+    ("name", "number", "to"),
+    [
+        pytest.param(
+            *stop,
+            id=f"{stop[0]}-{stop[1].name}-to-{stop[2]}",
+            marks=() if stop[0] in FAST else pytest.mark.slow,
+        )
+        for stop in STOPS
+    ],
 )
 
 
@@ -159,7 +168,9 @@ def test_the_handlers_after_the_run_are_those_before_it(endings, name, number, t
     assert host.all("ended")[0]["are_back"] is True
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn.serve"])
+@pytest.mark.parametrize(
+    "name", ["uvicorn", pytest.param("hypercorn.serve", marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_over_leaves_the_server_its_handlers(tmp_path, name) -> None:
     with serving(name, tmp_path, step=0, finish_after=3) as host:
         host.wait_until_it_serves()
@@ -173,7 +184,9 @@ def test_a_run_that_is_over_leaves_the_server_its_handlers(tmp_path, name) -> No
     assert "batch_interrupt_received" not in row
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn.serve"])
+@pytest.mark.parametrize(
+    "name", ["uvicorn", pytest.param("hypercorn.serve", marks=pytest.mark.slow)]
+)
 def test_a_run_that_waits_for_a_batch_is_left_at_once(tmp_path, name) -> None:
     with serving(name, tmp_path, step=0, batches=0) as host:
         host.wait_until_it_serves()
@@ -188,7 +201,12 @@ def test_a_run_that_waits_for_a_batch_is_left_at_once(tmp_path, name) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("uvicorn", "hang"), ("uvicorn", "thread"), ("gunicorn", "thread")]
+    ("name", "step"),
+    [
+        ("uvicorn", "hang"),
+        pytest.param("uvicorn", "thread", marks=pytest.mark.slow),
+        pytest.param("gunicorn", "thread", marks=pytest.mark.slow),
+    ],
 )
 def test_a_second_ctrl_c_ends_the_server_though_a_step_hangs(tmp_path, name, step) -> None:
     with serving(name, tmp_path, step=step) as host:
@@ -203,6 +221,7 @@ def test_a_second_ctrl_c_ends_the_server_though_a_step_hangs(tmp_path, name, ste
     assert "training_finished" not in row
 
 
+@pytest.mark.slow
 def test_a_forced_exit_that_leaves_out_the_lifespan_ends_the_run(tmp_path) -> None:
     with serving("uvicorn", tmp_path, step="hang") as host:
         host.wait_until_it_serves()
@@ -222,7 +241,9 @@ def test_a_forced_exit_that_leaves_out_the_lifespan_ends_the_run(tmp_path) -> No
     assert "training_finished" not in row
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn.serve"])
+@pytest.mark.parametrize(
+    "name", ["uvicorn", pytest.param("hypercorn.serve", marks=pytest.mark.slow)]
+)
 def test_a_request_that_trains_is_answered_when_the_server_is_stopped(tmp_path, name) -> None:
     answers: list[Any] = []
     with serving(name, tmp_path, "fits", step=STEP_S) as host:
@@ -241,6 +262,7 @@ def test_a_request_that_trains_is_answered_when_the_server_is_stopped(tmp_path, 
     assert last_row(tmp_path / "fits.sqlite")["training_finished"] is True
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_without_a_signal_stops_the_run(tmp_path) -> None:
     with serving("uvicorn", tmp_path, arguments="--limit-max-requests 1", step=STEP_S) as host:
         host.wait_until_it_serves()
@@ -252,6 +274,7 @@ def test_a_server_that_stops_without_a_signal_stops_the_run(tmp_path) -> None:
     assert row["training_finished"] is True
 
 
+@pytest.mark.slow
 def test_a_worker_of_hypercorns_that_is_told_itself_goes_on_without_the_run(tmp_path) -> None:
     with serving("hypercorn", tmp_path, step=0.05) as host:
         host.wait_until_it_serves()
