@@ -73,7 +73,7 @@ class _Reader:
         """Let the run go: end the task, but not in the wait for a batch."""
         if self._task is None or self._task.done():
             return
-        if self._wanted is not None:
+        if self._wanted is not None and not self._wanted.done():
             self._task.cancel()
             self._wanted = None
         elif stop.is_swept:
