@@ -128,7 +128,13 @@ class StopRequest:
         try:
             await self._waiter
         finally:
+            self._waiter = None
             future.remove_done_callback(self._wake)
+
+    @property
+    def is_awaited(self) -> bool:
+        """True while the driver waits for a batch, so that it hears of a stop without more."""
+        return self._waiter is not None
 
     def _wake(self, _: object = None) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -260,8 +260,9 @@ class Supervisor:
             if self._given_up_at is not None and not driver.is_done:
                 given_up_for = self._loop.time() - self._given_up_at
                 if may_cancel:
-                    stop.is_given_up = True
-                    driver.cancel()  # again and again, for some swallow a cancellation
+                    if not stop.is_awaited:  # or nothing is in flight, and it ends by itself
+                        stop.is_given_up = True
+                        driver.cancel()  # again and again, for some swallow a cancellation
                     is_over = given_up_for >= _CANCELLED_S
                 else:
                     is_over = given_up_for >= ABANDONED_S and self._loop.time() >= least_until

@@ -422,6 +422,27 @@ class TestQuietStreams:
         assert seen == [0, 1, 2]
         assert ended == []
 
+    async def test_three_presses_at_once_leave_it_with_its_place(self) -> None:
+        queue: asyncio.Queue[int] = asyncio.Queue()
+
+        async def batches():
+            for _ in range(2):
+                yield await queue.get()
+
+        loop = MainLoop(no_op, batches, extensions=[FinishAfter(after_n_epochs=1)])
+        queue.put_nowait(1)
+        run = asyncio.create_task(outcome_of(loop))
+        while loop.status["iterations_done"] < 1:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert isinstance(await run, KeyboardInterrupt)
+        assert "step_abandoned" not in loop.log.current_row  # for nothing was in flight
+        queue.put_nowait(2)
+        await loop.run()
+        assert loop.status["_epoch_ends"] == [2]
+
     async def test_a_batch_that_came_between_the_runs_is_not_lost(self) -> None:
         queue: asyncio.Queue[int] = asyncio.Queue()
         seen = []
