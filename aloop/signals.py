@@ -10,7 +10,7 @@ back. There are two ways in:
   from an event loop's own: it hears by the event loop's pipe all the same, because that is filled
   by the interpreter, whatever handler is in place.
 
-Handlers only set flags; the runs look at them.
+What runs of it hear is a flag; besides that, a handler does no more than call the other one.
 """
 
 import asyncio

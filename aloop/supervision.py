@@ -8,8 +8,8 @@ what takes it from one to the next::
     NEW -> STARTING -> RUNNING       run(); the driver of the training opens the log and trains
         -> STOPPING(epoch | batch)   something asked `StopRequest` for a stop; the driver goes on
                                      to the boundary, from the batch's stop on within `grace_s`
-        -> FINALIZING                the training is over, or was left while it awaited a batch:
-                                     `on_interrupt`, `after_training`, `on_error`; then the log
+        -> FINALIZING                the training is over: `on_interrupt`, `after_training`,
+                                     `on_error`; then the log
         -> CLOSED                    everything is written; the caller sees how it ended
     any -> ABORTING -> CLOSED        the grace is over, or a third press: what is under way is
                                      cancelled, what does not end by that is left behind, and the
