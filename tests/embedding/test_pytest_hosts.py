@@ -113,7 +113,11 @@ def test_ctrl_c_stops_the_suite_and_the_log_is_whole(plugin: str, tmp_path) -> N
     with pytest_on(plugin, tmp_path, suite(plugin, **ENDLESS)) as program:
         program.wait_for("two batches")
         program.send(signal.SIGINT)
-        assert program.end() == pytest.ExitCode.INTERRUPTED, program.output
+        # Under anyio's plugin nobody handles it: it is raised wherever the program is, in the
+        # midst of pytest's own hooks too, which pytest then calls an internal error.
+        codes = [pytest.ExitCode.INTERRUPTED]
+        codes += [pytest.ExitCode.INTERNAL_ERROR] * (plugin == "anyio")
+        assert program.end() in codes, program.output
     assert "KeyboardInterrupt" in program.output
     assert re.search("^no tests ran", program.output, re.MULTILINE)
     row = last_row(log_file(tmp_path))
