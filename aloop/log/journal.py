@@ -306,7 +306,8 @@ class Journal:
             raise asyncio.CancelledError  # nothing here is to be waited for
         self._is_cancelled = True
         self._ending_loops.add(self._loop)
-        self._closing = not self._runs  # a run comes to its end by itself, and has more to write
+        if not self._runs:  # a run comes to its end by itself, and has more to write
+            self._closing = True
 
     async def _write(self, committer: Committer) -> None:
         """Commit what the logs hand over as one transaction, and tell them what came of it."""

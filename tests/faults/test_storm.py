@@ -49,7 +49,11 @@ def storms(seeds, *, defect="", timeout=50):
         for program, part in zip(programs, parts, strict=False):
             out, errors = program.communicate(timeout=timeout)
             of_part = [json.loads(line) for line in out.splitlines()]
-            assert len(of_part) == len(part), f"{part[len(of_part)]} ended the program: {errors}"
+            # One that hangs ends the program after it has told of it; any other ends it before.
+            assert len(of_part) == len(part), (
+                f"{program.returncode} ended the program at {part[len(of_part)]}, after "
+                f"{of_part[-1:]}: {errors}"
+            )
             assert not errors, errors
             told += of_part
     finally:

@@ -670,6 +670,20 @@ async def test_flush_goes_on_when_the_journals_task_was_cancelled(database):
     assert entries_of(database, log) == [(0, "cost", 0.5)]
 
 
+async def test_cancelled_as_its_last_log_leaves_it_ends_though_a_run_has_not_ended(database):
+    journal = await Journal.acquire(database)
+    journal.begin_run()
+    leaving = asyncio.create_task(journal.release())
+    await asyncio.sleep(0)
+    journal._task.cancel()  # after it was told to close, and before it has woken up to it
+    try:
+        async with asyncio.timeout(5):
+            await leaving
+    finally:
+        journal.end_run()
+    assert join_connection_threads() == []
+
+
 # ------------------------------------------------------------------ the end of an event loop
 
 
