@@ -21,18 +21,18 @@ import contextvars
 import logging
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from numbers import Real
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import anyio
 
 from aloop.callbacks import Position
+from aloop.drivers import Driver, Failure, Work
 from aloop.errors import AlreadyRunningError, ArgumentError, NoEventLoopError, brief
 from aloop.offload import Worker, current_worker
 from aloop.stopping import RunState, StopLevel, StopRequest
-from aloop.tasks import create_hidden_task
 
 __all__ = ["Supervisor", "check_grace", "require_event_loop"]
 
@@ -43,9 +43,6 @@ _CANCELLED_S: Final = 0.5
 """How much of that it waits for what it has cancelled."""
 
 _CANCEL_AGAIN_S: Final = 0.05
-
-_Failure: TypeAlias = BaseException | None
-_Work: TypeAlias = Coroutine[Any, Any, _Failure]
 
 _logger = logging.getLogger("aloop")
 
@@ -69,82 +66,6 @@ def check_grace(grace_s: object) -> float:
             if seconds >= 0:
                 return seconds
     raise ArgumentError(f"grace_s is {grace_s!r}; expected seconds, 0 or more; leave it out")
-
-
-class _Driver:
-    """A task that does a part of a run, and another that stands in for it before the world.
-
-    The step in flight has to settle also when the program ends by cancelling every task, so the
-    one that is in it is hidden, and the other waits for it and takes a cancellation for a request
-    to stop. The work returns what it failed with: a task that raises KeyboardInterrupt or
-    SystemExit takes the event loop down.
-    """
-
-    def __init__(
-        self, work: _Work, name: str, context: contextvars.Context, stop: StopRequest
-    ) -> None:
-        self.name = name
-        self._work = work
-        self._stop = stop
-        self._is_dropped = False
-        self._task = create_hidden_task(work, name=name, context=context)
-        self._ended = self._new_stand_in()
-
-    def ended(self) -> asyncio.Task[None]:
-        """Give a task that ends when the work ends, or is dropped."""
-        if self._ended.cancelled():  # before it had begun
-            self._on_swept()
-            self._ended = self._new_stand_in()
-        return self._ended
-
-    def _new_stand_in(self) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._stand_in(), name=self.name)
-        # Of a run that is dropped with its event loop, the caller's task tells.
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
-        return task
-
-    async def _stand_in(self) -> None:
-        while not (self._task.done() or self._is_dropped):
-            try:
-                await asyncio.wait([self._task])
-            except asyncio.CancelledError:
-                if not self._is_dropped:
-                    self._on_swept()
-
-    def _on_swept(self) -> None:
-        self._stop.is_swept = True
-        self._stop.cancel()
-
-    @property
-    def is_done(self) -> bool:
-        """True when the work has ended."""
-        return self._task.done()
-
-    def outcome(self) -> _Failure:
-        """Give what the work failed with, if anything; CancelledError if it never began."""
-        if self._task.cancelled():
-            return asyncio.CancelledError()
-        return self._task.exception() or self._task.result()
-
-    def cancel(self) -> None:
-        """Cancel what the work is at."""
-        self._task.cancel()
-
-    def drop(self) -> None:
-        """Let it be: nobody shall wait for it, at the end of the event loop neither."""
-        self._is_dropped = True
-        self._ended.cancel()
-
-    def whereabouts(self) -> str:
-        """Say what the driver is at, from the loop to what it awaits."""
-        names: list[str] = []
-        place = "nowhere"
-        what: Any = self._work
-        while (frame := getattr(what, "cr_frame", None)) is not None:
-            names.append(frame.f_code.co_qualname)
-            place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            what = what.cr_await
-        return f"{' > '.join(names[-4:])} ({place})"
 
 
 class Supervisor:
@@ -171,7 +92,7 @@ class Supervisor:
         self._given_up_at: float | None = None
         self._is_grace_over = False
         self._is_late = False  # whether the failure came of the giving up
-        self._hung: _Driver | None = None
+        self._hung: Driver | None = None
         self._thread = threading.get_ident()
         self._is_over = False
 
@@ -217,9 +138,9 @@ class Supervisor:
 
     async def see_through(
         self,
-        train: Callable[[], _Work],
-        drain: Callable[[_Failure], _Work],
-        close: Callable[[_Failure], _Work],
+        train: Callable[[], Work],
+        drain: Callable[[Failure], Work],
+        close: Callable[[Failure], Work],
     ) -> None:
         """Do the parts of the run one after another, each given what the run failed with so far.
 
@@ -243,15 +164,15 @@ class Supervisor:
 
     async def _attend(
         self,
-        work: _Work,
+        work: Work,
         name: str,
-        failure: _Failure,
+        failure: Failure,
         *,
         may_cancel: bool = True,
-    ) -> _Failure:
+    ) -> Failure:
         """Wait for a part of the run, as long as it has time; give what the run failed with."""
         stop = self._stop
-        driver = _Driver(work, name, self._context, stop)
+        driver = Driver(work, name, self._context, stop)
         # What begins after the giving up is no more than what has to be done then.
         may_cancel = may_cancel and self._given_up_at is None
         least_until = self._loop.time() + ABANDONED_S - _CANCELLED_S
@@ -330,7 +251,7 @@ class Supervisor:
         is_urgent = by_key or stop.level is StopLevel.ABANDON
         _logger.log(logging.WARNING if is_urgent else logging.INFO, message, stop.cause)
 
-    def _leave(self, driver: _Driver) -> None:
+    def _leave(self, driver: Driver) -> None:
         self._stop.is_given_up = self._stop.is_left = True
         self._hung = driver
         self._halt()
@@ -342,7 +263,7 @@ class Supervisor:
             driver.whereabouts(),
         )
 
-    def _seen(self, failure: _Failure) -> _Failure:
+    def _seen(self, failure: Failure) -> Failure:
         """Give what the caller is to see."""
         stop = self._stop
         if self._cancellation is not None:

@@ -1,11 +1,11 @@
-"""Tasks that the rest of the program does not know of."""
+"""Tasks that the rest of the program does not know of, and where they are."""
 
 import asyncio
 import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["create_hidden_task", "show_task"]
+__all__ = ["create_hidden_task", "show_task", "whereabouts"]
 
 T = TypeVar("T")
 
@@ -30,3 +30,15 @@ def create_hidden_task(
 def show_task(task: asyncio.Task[Any]) -> None:
     """List a task that was hidden, for it is nobody's any more."""
     asyncio.tasks._register_task(task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def whereabouts(work: Coroutine[Any, Any, Any]) -> str:
+    """Say what a coroutine is at, from its beginning to what it awaits."""
+    names: list[str] = []
+    place = "nowhere"
+    what: Any = work
+    while (frame := getattr(what, "cr_frame", None)) is not None:
+        names.append(frame.f_code.co_qualname)
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        what = what.cr_await
+    return f"{' > '.join(names[-4:])} ({place})"

@@ -16,6 +16,7 @@ FLOORS = {
     "aloop.errors": 1,
     "aloop.protocols": 1,
     "aloop.algorithms": 2,
+    "aloop.drivers": 2,
     "aloop.endings": 2,
     "aloop.log.base": 2,
     "aloop.log.frames": 2,
