@@ -1,24 +1,24 @@
-"""What it costs to run a thousand main loops in one event loop, with one log file for all.
+"""What it takes to run a thousand main loops in one event loop, with one log file for all.
 
 - ``sleep``: loops with a step that sleeps 50 ms and one record a step, each with a `SQLiteLog` of
   its own over the same file, held against bare asyncio tasks that await the same step and record
-  nothing. Both start at once, with `asyncio.gather`. Steps are counted in a window that opens when
-  every loop has done its first step, and closes before any of them is asked to stop. A heartbeat
-  sleeps 5 ms again and again meanwhile; it is late by what it slept longer. Starting is from
-  making the first loop until the last one has done a step, 50 ms of it asleep; stopping is from
+  nothing. Both start together, with `asyncio.gather`. Steps are counted in a window that opens
+  when every one has done its first step, and closes before any is asked to stop. Beside them a
+  heartbeat sleeps 5 ms again and again; it is late by how much longer that took. Starting is from
+  making the first of them until the last one has done a step, 50 ms of it asleep; stopping is from
   the first ``request_finish("batch")`` until the last run has returned, its records on the disk.
-- ``no sleep``: 64 loops with a step that does nothing, with the log in SQLite and in memory: how
-  evenly they share an event loop that all of them could fill alone.
-- ``memory``: what the loops of ``sleep`` add to a process by the end of the window, over what it
-  had before they were made: of its resident memory, and of what Python has allocated as
-  `tracemalloc` counts it; each in a new process, because tracing takes memory and time itself. A
-  few loops have run there before, for what happens once in a process is no part of the figure.
+- ``no sleep``: 64 loops with a step that does nothing and one record a step, with their logs in
+  one file and in memory: how evenly they share an event loop that each of them would fill alone.
+- ``memory``: what the loops of ``sleep`` have added to a process when the window closes: to its
+  resident memory, and to what Python has allocated, by `tracemalloc`; each in a new process,
+  because tracing takes time and memory itself. A few loops have run there before, for what comes
+  once in a process is no part of the figure.
 
-The loops listen to signals as they do by default, so that starting and stopping has all its parts.
+The loops listen to signals as they do by default: with ``signals="off"`` the rates are the same.
 
 Every figure is the median over the rounds; cases that are held against each other run in the same
 round, in an order shuffled anew, and a ratio is the median of those of the rounds. What the file
-has of each run is compared with the steps that the run has done.
+has of each run is compared with the steps that were done.
 
 Run it from the root of the repository, in an environment with aloop::
 
@@ -39,12 +39,12 @@ import statistics
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from log import (
     SEED,
@@ -64,7 +64,7 @@ HEARTBEAT_S = 0.005
 POLL_S = 0.005
 BATCHES = range(1_000_000_000)  # more than anybody gets to
 WARM_UP_LOOPS = 20
-WARM_UP_S = 0.3
+WARM_UP_S = 0.2
 
 
 @dataclass
@@ -72,9 +72,10 @@ class Sizes:
     """How much each case does."""
 
     loops: int = 1000
-    loops_without_sleep: int = 64
-    window: float = 3.0
-    """How many seconds steps are counted."""
+    busy_loops: int = 64
+    """Loops whose steps do not sleep."""
+    window_s: float = 3.0
+    """How long the steps are counted."""
     rounds: int = 5
     memory_rounds: int = 3
 
@@ -88,7 +89,7 @@ class Step(Protocol):
 
 
 class Sleep:
-    """Trains on a batch somewhere else: it takes its time, and nothing of this process."""
+    """Trains on a batch somewhere else: that takes a while, and nothing of this process."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -99,7 +100,7 @@ class Sleep:
 
 
 class Nothing:
-    """Does nothing, and never waits."""
+    """Trains on a batch: nothing."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -116,17 +117,17 @@ class Recorder(aloop.TrainingExtension):
 
 
 @dataclass
-class Window:
-    """What was seen while all ran."""
+class Seen:
+    """What there was to see while all ran."""
 
     rate: float
     """Steps a second, of all together."""
     fairness: float
-    """The steps of the slowest over those of the fastest."""
+    """The steps of the slowest, over those of the fastest."""
     late_ms: float
-    """How late the heartbeat was: the 99th percentile."""
+    """How late the heartbeat was, 99th percentile."""
     cpu: float
-    """Of the time of one core, what the process took."""
+    """What the process took, of the time of one core."""
 
 
 @dataclass
@@ -134,49 +135,162 @@ class Measured:
     """What came of running many at once."""
 
     start_s: float
-    window: Window
+    seen: Any  # whatever the one who looked has to tell
     stop_s: float
 
 
-async def beat(late_s: list[float]) -> None:
-    """Sleep again and again, and note how much too long that was."""
-    while True:
-        begin = perf_counter()
-        await asyncio.sleep(HEARTBEAT_S)
-        late_s.append(perf_counter() - begin - HEARTBEAT_S)
+Look: TypeAlias = Callable[[Sequence[Step]], Awaitable[Any]]
 
 
-async def look(steps: Sequence[Step], seconds: float) -> Window:
-    """Count for so many seconds what those do that are under way."""
-    late_s: list[float] = []
-    heart = asyncio.create_task(beat(late_s))
-    cpu_s, begin = process_time(), perf_counter()
-    before = [step.done for step in steps]
-    await asyncio.sleep(seconds)
-    counts = [step.done - done for step, done in zip(steps, before, strict=True)]
-    took_s, cpu_s = perf_counter() - begin, process_time() - cpu_s
-    heart.cancel()
-    return Window(
-        rate=sum(counts) / took_s,
-        fairness=min(counts) / max(counts),
-        late_ms=statistics.quantiles(late_s, n=100)[98] * 1000,
-        cpu=cpu_s / took_s,
-    )
+async def measure(
+    steps: Sequence[Step],
+    begin: float,
+    running: "asyncio.Future[Any]",
+    stop: Callable[[], None],
+    look: Look,
+) -> Measured:
+    """Look when every one of those that run has done a step, then stop them.
 
-
-async def all_begun(steps: Sequence[Step], runs: "asyncio.Future[Any]") -> None:
-    """Wait until every one has done a step."""
+    Parameters:
+        steps: the step of each.
+        begin: when the first of them was made.
+        running: done when all of them have ended.
+        stop: asks them to.
+        look: gives what there is to see.
+    """
     while not all(step.done for step in steps):
-        if runs.done():
-            await runs  # raises what one of them failed with
+        if running.done():
+            running.result()  # raises what one of them failed with
         await asyncio.sleep(POLL_S)
+    start_s = perf_counter() - begin
+    seen = await look(steps)
+    begin = perf_counter()
+    stop()
+    await running
+    return Measured(start_s, seen, perf_counter() - begin)
 
 
-async def run_bare(
-    new_step: Callable[[], Step], count: int, look: Callable[[Sequence[Step]], Coroutine[Any, Any, Any]]
-) -> tuple[float, Any, float]:
-    """Run so many tasks that await a step again and again; give how long they took to start."""
+async def run_bare(steps: Sequence[Step], look: Look) -> Measured:
+    """Run tasks that await their steps, and that is all."""
+    stopped = asyncio.Event()
+
+    async def run(step: Step) -> None:
+        for batch in BATCHES:
+            if stopped.is_set():
+                return
+            await step(batch)
+
+    begin = perf_counter()
+    running = asyncio.gather(*map(run, steps))
+    return await measure(steps, begin, running, stopped.set, look)
 
 
-async def run_bare_(new_step: Callable[[], Step], count: int, seconds: float) -> Measured:
-    """Run so many tasks that do nothing but await a step again and again."""
+async def run_loops(steps: Sequence[Step], look: Look, *, in_sqlite: bool = True) -> Measured:
+    """Run main loops with a record a step, and check what is in their logs."""
+    with new_file() as path:
+        begin = perf_counter()
+        loops = [
+            aloop.MainLoop(
+                step,
+                BATCHES,
+                log=aloop.SQLiteLog(path) if in_sqlite else aloop.TrainingLog(),
+                extensions=[Recorder()],
+            )
+            for step in steps
+        ]
+
+        def stop() -> None:
+            for loop in loops:
+                loop.request_finish("batch")
+
+        running = asyncio.gather(*(loop.run() for loop in loops))
+        measured = await measure(steps, begin, running, stop, look)
+        done = {loop.log.h_uuid: step.done for loop, step in zip(loops, steps, strict=True)}
+        assert {loop.log.h_uuid: loop.status["iterations_done"] for loop in loops} == done
+        if in_sqlite:
+            # The numbers from 0 on, a quarter of each: exact, and no two the same.
+            expected = {run: (n, n * (n - 1) / 8) for run, n in done.items()}
+            assert stored_records(path) == expected, f"{path}: not what was written"
+    return measured
+
+
+def stored_records(path: Path) -> dict[str, tuple[int, float]]:
+    """Read, without aloop, how many records a file has of each run, and what they add up to."""
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute(
+            "SELECT runs.run, COUNT(*), SUM(value) FROM stored_entries AS entries "
+            "JOIN runs ON runs.id = entries.run "
+            "WHERE key = (SELECT id FROM keys WHERE key = 'cost') GROUP BY entries.run"
+        )
+        return {run: (count, total) for run, count, total in found}
+
+
+def count_for(seconds: float) -> Look:
+    """Make what counts the steps for so long, beside a heartbeat."""
+
+    async def beat(late_s: list[float]) -> None:
+        while True:
+            begin = perf_counter()
+            await asyncio.sleep(HEARTBEAT_S)
+            late_s.append(perf_counter() - begin - HEARTBEAT_S)
+
+    async def look(steps: Sequence[Step]) -> Seen:
+        late_s: list[float] = []
+        heart = asyncio.create_task(beat(late_s))
+        cpu_s, begin = process_time(), perf_counter()
+        before = [step.done for step in steps]
+        await asyncio.sleep(seconds)
+        counts = [step.done - done for step, done in zip(steps, before, strict=True)]
+        took_s, cpu_s = perf_counter() - begin, process_time() - cpu_s
+        heart.cancel()
+        return Seen(
+            rate=sum(counts) / took_s,
+            fairness=min(counts) / max(counts),
+            late_ms=statistics.quantiles(late_s, n=100)[98] * 1000,
+            cpu=cpu_s / took_s,
+        )
+
+    return look
+
+
+def measure_sleeping(sizes: Sizes) -> list[Figure]:
+    cases = {"bare tasks": run_bare, "main loops": run_loops}
+    look, found = count_for(sizes.window_s), {name: list[Measured]() for name in cases}
+    for name in rounds_of(cases, sizes.rounds):
+        steps = [Sleep() for _ in range(sizes.loops)]
+        found[name].append(asyncio.run(cases[name](steps, look)))
+
+    bare, ours = found.values()
+    pairs = zip(ours, bare, strict=True)
+    ratio = f"{sizes.loops:,} main loops: ratio to bare tasks"
+    figures = [Figure("sleep", ratio, "", [a.seen.rate / b.seen.rate for a, b in pairs], 0.9, True)]
+    for name, runs in found.items():
+        seen, what = [run.seen for run in runs], f"{sizes.loops:,} {name}"
+        # The budgets are those of the loops; the bare tasks say what there is to be had.
+        budgets = (0.95, 25) if runs is ours else (None, None)
+        rates = [one.rate for one in seen]
+        figures += [
+            Figure("sleep", f"{what}: steps", "1/s", rates),
+            Figure(
+                "sleep", f"{what}: ratio to nominal", "", [r * STEP_S / sizes.loops for r in rates]
+            ),
+            Figure(
+                "sleep",
+                f"{what}: slowest / fastest",
+                "",
+                [one.fairness for one in seen],
+                budgets[0],
+                at_least=True,
+            ),
+            Figure(
+                "sleep",
+                f"{what}: heartbeat late by, 99th percentile",
+                "ms",
+                [one.late_ms for one in seen],
+                budgets[1],
+            ),
+            Figure("sleep", f"{what}: processor time", "cores", [one.cpu for one in seen]),
+            Figure("sleep", f"{what}: starting all", "s", [run.start_s for run in runs]),
+            Figure("sleep", f"{what}: stopping all", "s", [run.stop_s for run in runs]),
+        ]
+    return figures

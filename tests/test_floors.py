@@ -35,6 +35,7 @@ FLOORS = {
     "aloop.extensions": 3,
     "aloop.log": 3,
     "aloop.main_loop": 4,
+    "aloop.training": 4,
     "aloop": 6,
 }
 OPTIONAL = {"torch", "jax", "ray", "sklearn", "fuel", "starlette", "matplotlib", "pandas"}

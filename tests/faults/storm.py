@@ -31,7 +31,7 @@ import anyio
 from storm_oracle import SIGNALS, Entry, Judgement, Seen
 from storm_schedule import Event, Fault, Schedule, draw
 
-import aloop.main_loop
+import aloop.training
 from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingAlgorithm, TrainingExtension
 from aloop import as_algorithm as algorithm_of
 from aloop.errors import AlreadyRunningError, NotRunningError
@@ -817,7 +817,7 @@ def forget_the_commit() -> None:
         log._mark = lambda: None
         return result
 
-    real, aloop.main_loop.drain = aloop.main_loop.drain, drain
+    real, aloop.training.drain = aloop.training.drain, drain
 
 
 def flush_nothing() -> None:
