@@ -26,6 +26,7 @@ _LOCK_HANDOVER_S: Final = 1e-6
 """Asked of the system, which makes it as long as it takes a thread to wake up."""
 
 _threads_at_work = 0
+_handed_over_at = 0.0
 
 _runs: "WeakKeyDictionary[asyncio.AbstractEventLoop, set[Turn]]" = WeakKeyDictionary()
 
@@ -57,14 +58,19 @@ class Turn:
 
     async def give_way(self) -> None:
         """Let the event loop do what else is due, and begin the next turn."""
-        if _threads_at_work:
+        global _handed_over_at  # of the process, as the interpreter lock is
+        now = perf_counter()
+        if _threads_at_work and now - _handed_over_at >= SLICE_S:
             # A loop that never waits starves them otherwise: each time the event loop looks for
             # events it lets go of the interpreter lock and takes it again before a thread that
-            # waits for it has woken up, and that thread begins to wait anew.
+            # waits for it has woken up, and that thread begins to wait anew. Once in a slice, or a
+            # thousand runs would do little else.
             sleep(_LOCK_HANDOVER_S)  # noqa: ASYNC251 - blocks on purpose, for some 60 µs
+            _handed_over_at = perf_counter()
         # A batch that blocked the event loop may have kept a signal waiting, which takes one turn
-        # to be read and one to be handled. Beside such a batch three turns cost nothing.
-        blocked = perf_counter() > self._ends_at + SLICE_S
+        # to be read and one to be handled. Beside such a batch three turns cost nothing; where
+        # other runs have theirs, it is handled in these.
+        blocked = now > self._ends_at + SLICE_S and len(self._runs) == 1
         for _ in range(3 if blocked else 1):
             await asyncio.sleep(0)
         self._begin()

@@ -8,7 +8,8 @@
   making the first of them until the last one has done a step, 50 ms of it asleep; stopping is from
   the first ``request_finish("batch")`` until the last run has returned, its records on the disk.
 - ``no sleep``: 64 loops with a step that does nothing and one record a step, with their logs in
-  one file and in memory: how evenly they share an event loop that each of them would fill alone.
+  one file and in memory, and a window half as long: how evenly they share an event loop that each
+  of them would fill alone.
 - ``memory``: what the loops of ``sleep`` have added to a process when the window closes: to its
   resident memory, and to what Python has allocated, by `tracemalloc`; each in a new process,
   because tracing takes time and memory itself. A few loops have run there before, for what comes
@@ -41,7 +42,7 @@ import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Protocol, TypeAlias
@@ -49,6 +50,7 @@ from typing import Any, Protocol, TypeAlias
 from log import (
     SEED,
     Figure,
+    as_data,
     describe_environment,
     format_table,
     memory_mb,
@@ -74,8 +76,8 @@ class Sizes:
     loops: int = 1000
     busy_loops: int = 64
     """Loops whose steps do not sleep."""
-    window_s: float = 3.0
-    """How long the steps are counted."""
+    window: float = 3.0
+    """How many seconds the steps are counted."""
     rounds: int = 5
     memory_rounds: int = 3
 
@@ -154,18 +156,18 @@ async def measure(
     Parameters:
         steps: the step of each.
         begin: when the first of them was made.
-        running: done when all of them have ended.
+        running: done when all of them have ended, or one has failed.
         stop: asks them to.
         look: gives what there is to see.
     """
-    while not all(step.done for step in steps):
-        if running.done():
-            running.result()  # raises what one of them failed with
+    # An event would cost every step something.
+    while not (running.done() or all(step.done for step in steps)):  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
     start_s = perf_counter() - begin
-    seen = await look(steps)
+    seen = None if running.done() else await look(steps)
     begin = perf_counter()
-    stop()
+    if not running.done():
+        stop()
     await running
     return Measured(start_s, seen, perf_counter() - begin)
 
@@ -253,44 +255,160 @@ def count_for(seconds: float) -> Look:
     return look
 
 
+PARTS: dict[str, tuple[str, Callable[[Measured], float]]] = {
+    "steps": ("1/s", lambda measured: measured.seen.rate),
+    "slowest / fastest": ("", lambda measured: measured.seen.fairness),
+    "heartbeat late by, 99th percentile": ("ms", lambda measured: measured.seen.late_ms),
+    "processor time": ("cores", lambda measured: measured.seen.cpu),
+    "starting all": ("s", lambda measured: measured.start_s),
+    "stopping all": ("s", lambda measured: measured.stop_s),
+}
+
+
+def figures_of(case: str, what: str, runs: list[Measured]) -> dict[str, Figure]:
+    """Make the figures of what was run once a round, by what they tell."""
+    return {
+        part: Figure(case, f"{what}: {part}", unit, [value(run) for run in runs])
+        for part, (unit, value) in PARTS.items()
+    }
+
+
 def measure_sleeping(sizes: Sizes) -> list[Figure]:
     cases = {"bare tasks": run_bare, "main loops": run_loops}
-    look, found = count_for(sizes.window_s), {name: list[Measured]() for name in cases}
+    found: dict[str, list[Measured]] = {name: [] for name in cases}
     for name in rounds_of(cases, sizes.rounds):
         steps = [Sleep() for _ in range(sizes.loops)]
-        found[name].append(asyncio.run(cases[name](steps, look)))
+        found[name].append(asyncio.run(cases[name](steps, count_for(sizes.window))))
 
-    bare, ours = found.values()
-    pairs = zip(ours, bare, strict=True)
-    ratio = f"{sizes.loops:,} main loops: ratio to bare tasks"
-    figures = [Figure("sleep", ratio, "", [a.seen.rate / b.seen.rate for a, b in pairs], 0.9, True)]
-    for name, runs in found.items():
-        seen, what = [run.seen for run in runs], f"{sizes.loops:,} {name}"
-        # The budgets are those of the loops; the bare tasks say what there is to be had.
-        budgets = (0.95, 25) if runs is ours else (None, None)
-        rates = [one.rate for one in seen]
-        figures += [
-            Figure("sleep", f"{what}: steps", "1/s", rates),
-            Figure(
-                "sleep", f"{what}: ratio to nominal", "", [r * STEP_S / sizes.loops for r in rates]
-            ),
+    figures = {
+        name: figures_of("sleep", f"{sizes.loops:,} {name}", runs) for name, runs in found.items()
+    }
+    bare, ours = figures.values()
+    for figure, budget, at_least in (
+        (ours["slowest / fastest"], 0.95, True),
+        (ours["heartbeat late by, 99th percentile"], 25, False),
+    ):
+        figure.budget, figure.at_least = budget, at_least
+    nominal = sizes.loops / STEP_S
+    rates = {name: parts["steps"].values for name, parts in figures.items()}
+    pairs = zip(ours["steps"].values, bare["steps"].values, strict=True)
+    return [
+        *(
             Figure(
                 "sleep",
-                f"{what}: slowest / fastest",
+                f"{sizes.loops:,} {name}: ratio to nominal",
                 "",
-                [one.fairness for one in seen],
-                budgets[0],
-                at_least=True,
-            ),
-            Figure(
-                "sleep",
-                f"{what}: heartbeat late by, 99th percentile",
-                "ms",
-                [one.late_ms for one in seen],
-                budgets[1],
-            ),
-            Figure("sleep", f"{what}: processor time", "cores", [one.cpu for one in seen]),
-            Figure("sleep", f"{what}: starting all", "s", [run.start_s for run in runs]),
-            Figure("sleep", f"{what}: stopping all", "s", [run.stop_s for run in runs]),
-        ]
-    return figures
+                [r / nominal for r in rate],
+            )
+            for name, rate in rates.items()
+        ),
+        Figure(
+            "sleep",
+            f"{sizes.loops:,} main loops: ratio to bare tasks",
+            "",
+            [a / b for a, b in pairs],
+            0.9,
+            at_least=True,
+        ),
+        *bare.values(),
+        *ours.values(),
+    ]
+
+
+def measure_busy(sizes: Sizes) -> list[Figure]:
+    cases = {"SQLite": True, "memory": False}
+    found: dict[str, list[Measured]] = {name: [] for name in cases}
+    for name in rounds_of(cases, sizes.rounds):
+        steps = [Nothing() for _ in range(sizes.busy_loops)]
+        look = count_for(sizes.window / 2)
+        found[name].append(asyncio.run(run_loops(steps, look, in_sqlite=cases[name])))
+
+    shown = "steps", "slowest / fastest", "heartbeat late by, 99th percentile"
+    return [
+        parts[part]
+        for name, runs in found.items()
+        for parts in [figures_of("no sleep", f"{sizes.busy_loops} main loops, {name}", runs)]
+        for part in shown
+    ]
+
+
+# Memory
+
+
+async def use_memory(kind: str, loops: int, seconds: float) -> None:
+    """Be the process whose memory is measured: print what each loop added to it, in kB."""
+
+    def used_kb() -> float:
+        gc.collect()
+        if kind == "traced":
+            return tracemalloc.get_traced_memory()[0] / 1000
+        return memory_mb()[0] * 1024 * 1024 / 1000
+
+    async def look(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return used_kb()
+
+    await run_loops([Sleep() for _ in range(WARM_UP_LOOPS)], lambda _: look(WARM_UP_S))
+    if kind == "traced":
+        tracemalloc.start()
+    before = used_kb()
+    measured = await run_loops([Sleep() for _ in range(loops)], lambda _: look(seconds))
+    print(json.dumps((measured.seen - before) / loops))
+
+
+def measure_memory(sizes: Sizes) -> list[Figure]:
+    what = f"{sizes.loops:,} main loops, each:"
+    figures = {
+        "resident": Figure("memory", f"{what} growth of RSS", "kB", [], 50),
+        "traced": Figure("memory", f"{what} allocated by Python", "kB"),
+    }
+    for kind in rounds_of(figures, sizes.memory_rounds):
+        command = [sys.executable, __file__, "_memory", kind, str(sizes.loops), str(sizes.window)]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        figures[kind].values.append(json.loads(found.stdout))
+    return list(figures.values())
+
+
+# Results
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["_memory"]:  # the processes that the case starts
+        kind, loops, seconds = sys.argv[2:]
+        asyncio.run(use_memory(kind, int(loops), float(seconds)))
+        return
+    cases = {"sleep": measure_sleeping, "no sleep": measure_busy, "memory": measure_memory}
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=cases,
+        default=list(cases),
+        metavar="CASE",
+        help=f"of {', '.join(cases)}; default: all",
+    )
+    for name, size in asdict(Sizes()).items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=positive(type(size)),
+            default=size,
+            help="default: %(default)s",
+        )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    arguments = parser.parse_args()
+    sizes = Sizes(**{name: getattr(arguments, name) for name in asdict(Sizes())})
+
+    figures = [figure for case in arguments.cases for figure in cases[case](sizes)]
+    print(format_table(figures))
+    print(f"\nMedians of {sizes.rounds} rounds, of {sizes.memory_rounds} for memory; seed {SEED}.")
+    print(", ".join(f"{name} {value}" for name, value in describe_environment().items()))
+    if arguments.json is not None:
+        data = as_data(figures, sizes)
+        arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    aloop.config.profile = False  # whatever the settings of this user and machine are
+    # That loops which never wait make more records than the disk takes is no news here.
+    logging.getLogger("aloop").setLevel(logging.ERROR)
+    main()
