@@ -25,6 +25,7 @@ from aloop.extensions import (
     TrainingDataMonitoring,
     TrainingExtension,
 )
+from aloop.handle import RunHandle
 from aloop.log import ReadOnlyLog, SQLiteLog, TrainingLog, read_log
 from aloop.main_loop import MainLoop
 from aloop.offload import run_in_worker
@@ -57,6 +58,7 @@ __all__ = [
     "Printing",
     "ProgressBar",
     "ReadOnlyLog",
+    "RunHandle",
     "RunState",
     "SQLiteLog",
     "Scale",

@@ -44,6 +44,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{number:g} is no number of seconds; expected 0 or more")
+    return number
+
+
 class Configuration:
     """Settings as attributes; see the module's description for where a value comes from.
 
@@ -190,5 +197,6 @@ config.add_config("log_backend", str, default="python")
 config.add_config("sqlite_database", str, default="~/aloop_log.sqlite", env_var="ALOOP_SQLITEDB")
 config.add_config("max_blob_size", _count, default=4096)
 config.add_config("profile", _boolean, default=False)
+config.add_config("stall_warning_s", _seconds, default=0.1)
 config.add_config("default_seed", _count, default=1)
 config.add_config("temp_dir", str, default=None, env_var="ALOOP_TEMPDIR")

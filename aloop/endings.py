@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from aloop.callbacks import CallbackName
@@ -62,7 +62,11 @@ def forget_last_ending(log: Log) -> None:
 
 
 async def drain(
-    failure: BaseException | None, stop: StopRequest, log: TrainingLog, extensions: Callbacks
+    failure: BaseException | None,
+    stop: StopRequest,
+    log: TrainingLog,
+    extensions: Callbacks,
+    finish_background: Callable[[], Awaitable[BaseException | None]],
 ) -> BaseException | None:
     """Let the extensions end what they have begun.
 
@@ -71,20 +75,37 @@ async def drain(
         stop: what was asked from outside.
         log: the log of the run.
         extensions: calls the extensions.
+        finish_background: waits for what runs beside the training, and gives what failed of it.
 
     Gives what the run as a whole failed with; failures are returned, not raised. Cancelled when
     the grace is over, it leaves out what has not begun.
     """
     stop.record(log)  # what was asked since the last boundary
     was_interrupted = False
-    if failure is None and stop.level is not StopLevel.ABANDON:
-        was_interrupted = bool(stop.level)
-        failure = await _end_in_order(stop, log, extensions)
+    try:
+        # First, for what it records belongs to what the extensions are called with.
+        failure = _joined(failure, await finish_background())
+        if failure is None and stop.level is not StopLevel.ABANDON:
+            was_interrupted = bool(stop.level)
+            failure = await _end_in_order(stop, log, extensions)
+            failure = _joined(failure, await finish_background())
+    except asyncio.CancelledError as error:  # in the wait for the background
+        failure = _joined(failure, error)
     if failure is not None and not _is_giving_up(failure, stop):
         _record(failure, log)
         if stop.level is not StopLevel.ABANDON:
             await _tell(failure, extensions, was_interrupted=was_interrupted)
+            failure = _joined(failure, await finish_background())
     return failure
+
+
+def _joined(first: BaseException | None, second: BaseException | None) -> BaseException | None:
+    """Give the first of two failures, the second as a note on it."""
+    if first is None or second is None:
+        return first or second
+    if second is not first:
+        first.add_note(f"while the run was ended for it, this was raised: {brief(second)}")
+    return first
 
 
 def _is_giving_up(failure: BaseException, stop: StopRequest) -> bool:
@@ -126,6 +147,4 @@ async def _tell(failure: BaseException, extensions: Callbacks, *, was_interrupte
             second = await extensions.call_all(CallbackName.ON_INTERRUPT)
     except BaseException as error:  # noqa: BLE001 - noted, whatever it is
         second = error
-    if second is not None:
-        # The first failure is what the caller has to know.
-        failure.add_note(f"while the run was ended for it, this was raised: {brief(second)}")
+    _joined(failure, second)  # the first failure is what the caller has to know

@@ -1,20 +1,26 @@
 """The main loop, as its users hold it; how it trains is in `aloop.training`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Literal
 
 from aloop.algorithms.base import as_algorithm
+from aloop.background import BackgroundWork
 from aloop.callbacks import Position
-from aloop.errors import ArgumentError, NoModelError, NotRunningError
+from aloop.config import config
+from aloop.errors import NoModelError, NotRunningError
+from aloop.exclusive import Possession
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, find_extension
+from aloop.handle import RunHandle, beside
 from aloop.log.backends import check_log, create_log
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
-from aloop.protocols import Algorithm, Stream
+from aloop.protocols import Algorithm, Background, Stream
 from aloop.signals import SignalMode, check_mode, subscribed
-from aloop.stopping import RunState, StopLevel, StopRequest
-from aloop.streams.base import as_stream
+from aloop.stalls import check_warning_time, watched
+from aloop.stopping import RunState, StopRequest, as_level
+from aloop.streams.base import as_stream, exclusive_parts
 from aloop.supervision import Supervisor, check_grace, require_event_loop
 from aloop.training import Training
 
@@ -43,6 +49,9 @@ class MainLoop:
             ``"replace"``: as if it never had; ``"off"``: no signal is listened to.
         grace_s: seconds that a run which is to stop after the batch has for that and for its
             extensions, before they are given up.
+        stall_warning_s: seconds after which an extension, the stream or a step that holds the
+            event loop is named, with the stack at the time; 0 watches nothing; the setting
+            `stall_warning_s` unless given.
         name: what the run is called in the log.
         hyperparameters: what the run is made with, for the log; names and values that the log
             can hold.
@@ -59,6 +68,7 @@ class MainLoop:
         *,
         signals: SignalMode = "auto",
         grace_s: float = 30.0,
+        stall_warning_s: float | None = None,
         name: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
@@ -67,6 +77,9 @@ class MainLoop:
         self._training = Training(as_algorithm(algorithm), as_stream(data_stream), model, log)
         self._signals: SignalMode = check_mode(signals)
         self._grace_s = check_grace(grace_s)
+        self._stall_warning_s = (
+            None if stall_warning_s is None else check_warning_time(stall_warning_s)
+        )
         self._supervisor: Supervisor | None = None
         self._training.dispatcher = self._dispatcher = Dispatcher(
             self, () if extensions is None else extensions, self._training.timed
@@ -77,10 +90,18 @@ class MainLoop:
         """What trains."""
         return self._training.algorithm
 
+    @algorithm.setter
+    def algorithm(self, algorithm: Algorithm) -> None:
+        self._training.algorithm = algorithm
+
     @property
     def data_stream(self) -> Stream:
         """Where the batches come from."""
         return self._training.data_stream
+
+    @data_stream.setter
+    def data_stream(self, data_stream: Stream) -> None:
+        self._training.data_stream = data_stream
 
     @property
     def epoch_iterator(self) -> Any:
@@ -160,33 +181,110 @@ class MainLoop:
     def request_finish(self, at: Literal["epoch", "batch"] = "epoch") -> None:
         """Ask the run to stop after this epoch, or after this batch.
 
-        Ends the run as a signal does: with `on_interrupt`, then `after_training`. Any thread may
-        ask. Raises `NotRunningError` when no run is under way.
+        Ends the run as a signal does: with `on_interrupt`, then `after_training`. A run that is
+        paused goes on for it. Any thread may ask. Raises `NotRunningError` when no run is under
+        way.
         """
-        if at not in ("epoch", "batch"):
-            raise ArgumentError(f"at is {at!r}; expected 'epoch' or 'batch'")
-        if self._supervisor is None or not self._supervisor.is_running:
-            raise NotRunningError(
-                "request_finish() was called while no run is under way; expected a run to "
-                "finish; call it after run() has begun, or add FinishAfter"
-            )
-        level = StopLevel.EPOCH if at == "epoch" else StopLevel.BATCH
-        self._supervisor.ask(level, f"request_finish({at!r})")
+        as_level(at)  # which is wrong whether or not there is a run
+        self._run_under_way("request_finish()").request_finish(at)
+
+    def pause(self) -> None:
+        """Ask the run to hold still at the next batch boundary, until `resume`.
+
+        Its background work goes on. A run that is to stop does not pause; one that is paused is
+        stopped as ever. Any thread may ask. Raises `NotRunningError` when no run is under way.
+        """
+        self._run_under_way("pause()").pause()
+
+    def resume(self) -> None:
+        """Ask the run to go on; does nothing unless it is paused.
+
+        Any thread may ask. Raises `NotRunningError` when no run is under way.
+        """
+        self._run_under_way("resume()").resume()
+
+    @property
+    def background(self) -> Background:
+        """What runs beside the training; `NotRunningError` when no run is under way."""
+        return self._run_under_way("background work").background
+
+    def start_soon(
+        self, func: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None
+    ) -> None:
+        """Run a coroutine function beside the training, as work that belongs to the run.
+
+        What it raises ends the run by the next batch boundary, with `on_error`; `TrainingFinish`
+        ends it in good order. Every ending waits for it, at most `grace_s`, then cancels it; what
+        would not stop is named. Any thread may call this. Raises `NotRunningError` when no run is
+        under way.
+
+        Parameters:
+            func: called with `args`, at once where this is the thread of the event loop.
+            name: by which messages call it; the function's name unless given.
+        """
+        self._run_under_way("start_soon()").background.start_soon(func, *args, name=name)
 
     async def run(self) -> TrainingLog:
         """Train until a finish is requested, and give the log.
 
-        Called again, it goes on with the same training. Raises what the algorithm, the stream or
-        an extension raised, after `on_error`; `AlreadyRunningError` while the loop is running, or
-        something still is that the last run gave up.
+        Called again, it goes on with the same training. Raises what the algorithm, the stream, an
+        extension or background work raised, after `on_error`; `AlreadyRunningError` while the loop
+        is running, or something still is that the last run gave up, or another run uses one of its
+        extensions or its stream.
         """
-        require_event_loop()
+        require_event_loop("run()")
+        return await self._see_through(*self._begin())
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[RunHandle]:
+        """Have a run go on beside the body of ``async with loop.running() as handle``.
+
+        Leaving the body asks for a stop after the batch, and waits until the run has ended. A run
+        that fails meanwhile is logged at once, and leaves the body alone; `handle.wait()` raises
+        the failure, and so does leaving the body. Raises what `run` does when it begins.
+        """
+        require_event_loop("running()")
+        supervisor, possession = self._begin()
+        run = self._see_through(supervisor, possession)
+        async with beside(supervisor, run, self.log) as handle:
+            yield handle
+
+    def _run_under_way(self, asked: str) -> Supervisor:
+        supervisor = self._supervisor
+        if supervisor is None or not supervisor.is_running:
+            raise NotRunningError(
+                f"{asked} was asked for while no run is under way; expected one to ask it of; do "
+                "so after run() has begun, or from an extension"
+            )
+        return supervisor
+
+    def _begin(self) -> tuple[Supervisor, Possession]:
+        """Begin a run, as far as that takes no time, or refuse it."""
         if self._supervisor is not None:
             self._supervisor.refuse_another(self.position)
         stop = StopRequest()
-        training = self._training
-        training.begin(stop)
-        self._supervisor = Supervisor(stop, self._grace_s, self._dispatcher.halt)
-        with subscribed(self._signals, stop.on_signal):
-            await self._supervisor.see_through(training.train, training.drain, training.close)
+        background = BackgroundWork(stop, self._grace_s)
+        supervisor = Supervisor(stop, background, self._grace_s, self._dispatcher.halt)
+        possession = Possession(
+            f"another run ({self.log.name or self.log.h_uuid[:8]})",
+            lambda: not supervisor.is_running,
+        )
+        possession.take(exclusive_parts(self.data_stream))
+        try:
+            self._dispatcher.possess(possession)
+        except BaseException:
+            possession.give_back()
+            raise
+        self._training.begin(stop, background)
+        self._supervisor = supervisor
+        return supervisor, possession
+
+    async def _see_through(self, supervisor: Supervisor, possession: Possession) -> TrainingLog:
+        training, stop = self._training, supervisor.stop
+        warning_s = self._stall_warning_s
+        with ExitStack() as stack:
+            stack.callback(self._dispatcher.give_back, possession)
+            stack.enter_context(watched(config.stall_warning_s if warning_s is None else warning_s))
+            stack.enter_context(subscribed(self._signals, stop.on_signal))
+            await supervisor.see_through(training.train, training.drain, training.close)
         return self.log

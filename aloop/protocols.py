@@ -4,13 +4,14 @@ Extensions see the main loop, and the loop sees streams, algorithms and models, 
 protocols alone; nobody has to inherit from anything.
 """
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from aloop.callbacks import Position
 
 __all__ = [
     "Algorithm",
+    "Background",
     "Batch",
     "Log",
     "Loop",
@@ -118,6 +119,27 @@ class Log(Protocol):
     def __len__(self) -> int: ...
 
 
+class Background(Protocol):
+    """What runs beside the training of a run: see `aloop.background`."""
+
+    @property
+    def is_over(self) -> bool:
+        """True when the run has ended."""
+        ...
+
+    def start_soon(
+        self, func: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None
+    ) -> None:
+        """Run a coroutine function beside the training."""
+        ...
+
+    async def start_in_turn(
+        self, owner: object, func: Callable[..., Awaitable[Any]], *args: Any, name: str
+    ) -> None:
+        """Do so when what its owner began has ended."""
+        ...
+
+
 class Loop(Protocol):
     """The main loop as extensions see it."""
 
@@ -154,6 +176,17 @@ class Loop(Protocol):
     @property
     def quantities(self) -> Mapping[str, Any]:
         """What the algorithm returned for the last batch."""
+        ...
+
+    @property
+    def background(self) -> Background:
+        """What runs beside the training of the run that is under way."""
+        ...
+
+    def start_soon(
+        self, func: Callable[..., Awaitable[Any]], *args: Any, name: str | None = None
+    ) -> None:
+        """Run a coroutine function beside the training."""
         ...
 
     def callbacks_changed(self) -> None:

@@ -1,4 +1,4 @@
-"""What is asked of a run from outside: how soon it is to stop, and why.
+"""What is asked of a run from outside: to stop, how soon and why, or to hold still.
 
 Asking only sets flags. The driver looks at them at the boundaries, and the supervisor while it
 waits for the driver (see `aloop.supervision`).
@@ -9,9 +9,10 @@ import signal
 from enum import IntEnum, StrEnum
 from typing import Any
 
+from aloop.errors import ArgumentError, TrainingFinish
 from aloop.protocols import Log
 
-__all__ = ["LeftBehind", "RunState", "StopLevel", "StopRequest"]
+__all__ = ["LeftBehind", "RunState", "StopLevel", "StopRequest", "as_level"]
 
 
 class LeftBehind(BaseException):
@@ -27,12 +28,20 @@ class StopLevel(IntEnum):
     ABANDON = 3  # at once, giving up the step in flight
 
 
+def as_level(at: object) -> StopLevel:
+    """Give the level of a stop at the end of an ``"epoch"`` or a ``"batch"``."""
+    if at not in ("epoch", "batch"):
+        raise ArgumentError(f"at is {at!r}; expected 'epoch' or 'batch'")
+    return StopLevel.EPOCH if at == "epoch" else StopLevel.BATCH
+
+
 class RunState(StrEnum):
     """Where a loop is in the life of a run; `aloop.supervision` says what leads where."""
 
     NEW = "new"  # never run
     STARTING = "starting"  # opening the log, before_training, initialize
     RUNNING = "running"
+    PAUSED = "paused"  # held still at a batch boundary
     STOPPING = "stopping"  # going on to the boundary that was asked for
     FINALIZING = "finalizing"  # the training is over, the run is on its way out
     ABORTING = "aborting"  # given up
@@ -45,6 +54,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.level = StopLevel.NONE
         self.cause: str | None = None
+        self.hurried_at: float | None = None
+        """When a stop after the batch, or sooner, was asked for, by the event loop's clock."""
+        self.failure: BaseException | None = None
+        """What failed beside the training and ends it; `TrainingFinish` asks for no more."""
+        self.is_paused = False
+        """Whether the run is to hold still at the next batch boundary."""
+        self.is_due = False
+        """Whether any of this is to be looked at at the next boundary."""
         self.is_cancelled = False
         """Whether the run was cancelled, which its caller is to hear of."""
         self.is_pressed = False
@@ -63,7 +80,8 @@ class StopRequest:
         """Whether the run went on without something that would not end."""
         self.is_given_up = False
         """Whether anything was cancelled or left behind before it had settled."""
-        self._sooner: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def ask(self, level: StopLevel, cause: str) -> None:
@@ -72,10 +90,32 @@ class StopRequest:
             self.level = level
             self.cause = cause
             self.was_ending = self.is_ending
-            if self._sooner is not None and not self._sooner.done():
-                self._sooner.set_result(None)
-            if level >= StopLevel.BATCH:
-                self._wake()
+            if level >= StopLevel.BATCH and self.hurried_at is None:
+                self.hurried_at = self._loop.time()
+            self.is_paused = False  # or it would never get to where it is to stop
+            self._changed()
+
+    def fail(self, error: BaseException) -> None:
+        """End the training at the next boundary with what failed beside it."""
+        if self.failure is None or isinstance(self.failure, TrainingFinish):
+            self.failure = error
+            self._changed()
+
+    def pause(self) -> None:
+        """Ask the run to hold still; not, when it is to stop anyway."""
+        if not (self.level or self.is_ending):
+            self.is_paused = True
+            self._changed()
+
+    def resume(self) -> None:
+        """Ask the run to go on."""
+        self.is_paused = False
+        self._changed()
+
+    def _changed(self) -> None:
+        self.is_due = bool(self.level or self.is_paused or self.failure is not None)
+        self._wake()
+        self.tell()
 
     def cancel(self) -> None:
         """Ask for what a cancellation means: a stop after the batch that the caller hears of."""
@@ -118,32 +158,52 @@ class StopRequest:
         if self.is_given_up:
             log.current_row["step_abandoned"] = True
 
-    async def wait_with(self, future: "asyncio.Future[Any]") -> None:
-        """Wait until the future is done, or the run is to stop after the batch or sooner."""
-        if future.done() or self.level >= StopLevel.BATCH:
-            return
-        # Not for the future itself, which would be cancelled with its awaiter.
-        self._waiter = asyncio.get_running_loop().create_future()
-        future.add_done_callback(self._wake)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            future.remove_done_callback(self._wake)
+    @property
+    def must_leave(self) -> bool:
+        """True when no further batch is to be begun."""
+        return self.level >= StopLevel.BATCH or self.failure is not None
+
+    async def wait_with(self, future: "asyncio.Future[Any] | None" = None) -> None:
+        """Wait until the future is done, if there is one, and the run is not paused.
+
+        Returns as soon as no further batch is to be begun.
+        """
+        while not self.must_leave and (self.is_paused or (future and not future.done())):
+            # Not for the future itself, which would be cancelled with its awaiter.
+            self._waiter = self._loop.create_future()
+            if future is not None and not future.done():
+                future.add_done_callback(self._wake)
+            if self.is_paused:
+                self.tell()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if future is not None:
+                    future.remove_done_callback(self._wake)
 
     @property
     def is_awaited(self) -> bool:
-        """True while the driver waits for a batch, so that it hears of a stop without more."""
+        """True while the driver waits between two batches, and hears of a stop without more."""
         return self._waiter is not None
+
+    @property
+    def is_holding(self) -> bool:
+        """True while the run holds still, nothing of its training being under way."""
+        return self.is_paused and self.is_awaited
 
     def _wake(self, _: object = None) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def sooner_than(self, level: StopLevel) -> "asyncio.Future[None]":
-        """Give a future that is done once a stop sooner than this is asked for."""
+    def news(self) -> "asyncio.Future[None]":
+        """Give a future that is done when next anything of this changes."""
         # A future and not a task around an event, since a task takes a turn to end.
-        self._sooner = asyncio.get_running_loop().create_future()
-        if self.level > level:
-            self._sooner.set_result(None)
-        return self._sooner
+        if self._news is None or self._news.done():
+            self._news = self._loop.create_future()
+        return self._news
+
+    def tell(self) -> None:
+        """Wake those who wait for news."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

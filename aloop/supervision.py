@@ -6,6 +6,7 @@ asks for a stop, waits until the run has cleaned up, and raises it again. The st
 what takes it from one to the next::
 
     NEW -> STARTING -> RUNNING       run(); the driver of the training opens the log and trains
+        <-> PAUSED                   pause(), resume(): it holds still at a batch boundary
         -> STOPPING(epoch | batch)   something asked `StopRequest` for a stop; the driver goes on
                                      to the boundary, from the batch's stop on within `grace_s`
         -> FINALIZING                the training is over: `on_interrupt`, `after_training`,
@@ -22,17 +23,17 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from numbers import Real
 from typing import Final
 
-import anyio
-
+from aloop.background import BackgroundWork
 from aloop.callbacks import Position
 from aloop.drivers import Driver, Failure, Work
 from aloop.errors import AlreadyRunningError, ArgumentError, NoEventLoopError, brief
 from aloop.offload import Worker, current_worker
-from aloop.stopping import RunState, StopLevel, StopRequest
+from aloop.stopping import RunState, StopLevel, StopRequest, as_level
+from aloop.tasks import Patience
 
 __all__ = ["Supervisor", "check_grace", "require_event_loop"]
 
@@ -47,13 +48,13 @@ _CANCEL_AGAIN_S: Final = 0.05
 _logger = logging.getLogger("aloop")
 
 
-def require_event_loop() -> None:
+def require_event_loop(method: str) -> None:
     """Raise `NoEventLoopError` unless an asyncio event loop is running in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         raise NoEventLoopError(
-            "MainLoop.run() found no asyncio event loop; expected one to be running in this "
+            f"MainLoop.{method} found no asyncio event loop; expected one to be running in this "
             "thread; start with asyncio.run(main()), or anyio.run(main) with its asyncio backend"
         ) from None
 
@@ -73,22 +74,30 @@ class Supervisor:
 
     Parameters:
         stop: what is asked of the run.
+        background: what runs beside its training.
         grace_s: seconds that the run has from a stop at batch level on.
         halt: keeps a part of the run that was left behind from doing anything more.
     """
 
-    def __init__(self, stop: StopRequest, grace_s: float, halt: Callable[[], None]) -> None:
-        self._stop = stop
+    def __init__(
+        self,
+        stop: StopRequest,
+        background: BackgroundWork,
+        grace_s: float,
+        halt: Callable[[], None],
+    ) -> None:
+        self.stop = stop
+        """What is asked of the run."""
+        self.background = background
+        """What runs beside the training, and belongs to the run."""
         self._grace_s = grace_s
         self._halt = halt
         self._loop = asyncio.get_running_loop()
         self._worker = Worker()
         self._context = contextvars.copy_context()  # one for all parts of the run
         self._context.run(current_worker.set, self._worker)
-        self._cancellation: asyncio.CancelledError | None = None
-        self._cancellations = 0
+        self._patience = Patience(stop.cancel)
         self._told = StopLevel.NONE
-        self._grace_ends_at: float | None = None
         self._given_up_at: float | None = None
         self._is_grace_over = False
         self._is_late = False  # whether the failure came of the giving up
@@ -105,7 +114,7 @@ class Supervisor:
     @property
     def state(self) -> RunState:
         """Where the run is."""
-        stop = self._stop
+        stop = self.stop
         if not self.is_running:
             return RunState.CLOSED
         if stop.level is StopLevel.ABANDON:
@@ -114,6 +123,8 @@ class Supervisor:
             return RunState.FINALIZING
         if stop.level:
             return RunState.STOPPING
+        if stop.is_holding:
+            return RunState.PAUSED
         return RunState.RUNNING if stop.has_started else RunState.STARTING
 
     def refuse_another(self, position: Position) -> None:
@@ -123,18 +134,39 @@ class Supervisor:
                 f"run() was called while this loop is running (at {position}); expected "
                 "one run at a time; await the first one, or make another loop"
             )
-        if self._worker.is_busy or (self._hung is not None and not self._hung.is_done):
+        is_hung = self._hung is not None and not self._hung.is_done
+        if self._worker.is_busy or is_hung or self.background.is_left:
             raise AlreadyRunningError(
                 "run() was called while what the last run gave up is still under way (at "
                 f"{position}); expected it to have ended; wait for it, or make another loop"
             )
 
-    def ask(self, level: StopLevel, cause: str) -> None:
-        """Ask the run for a stop, from whichever thread."""
+    def request_finish(self, at: str, cause: str | None = None) -> None:
+        """Ask the run to stop after the epoch or the batch, from whichever thread."""
+        level = as_level(at)
+        self._do(self.stop.ask, level, f"request_finish({at!r})" if cause is None else cause)
+
+    def pause(self) -> None:
+        """Ask the run to hold still at the next batch boundary, from whichever thread."""
+        self._do(self.stop.pause)
+
+    def resume(self) -> None:
+        """Ask the run to go on, from whichever thread."""
+        self._do(self.stop.resume)
+
+    async def wait_paused(self) -> bool:
+        """Wait until the run holds still; give whether it does, or is to do something else."""
+        stop = self.stop
+        while self.is_running and stop.is_paused and not stop.is_holding:
+            await asyncio.wait([stop.news()])
+        return self.is_running and stop.is_holding
+
+    def _do(self, request: Callable[..., None], *args: object) -> None:
         if threading.get_ident() == self._thread:
-            self._stop.ask(level, cause)
+            request(*args)
         else:
-            self._loop.call_soon_threadsafe(self._stop.ask, level, cause)
+            with suppress(RuntimeError):  # the event loop is closed, and so the run is over
+                self._loop.call_soon_threadsafe(request, *args)
 
     async def see_through(
         self,
@@ -149,16 +181,19 @@ class Supervisor:
         """
         try:
             failure = await self._attend(train(), "aloop training", None)
-            self._stop.is_ending = True
+            self.stop.is_ending = True
             failure = await self._attend(drain(failure), "aloop drain", failure)
+            self.background.end()
             failure = await self._attend(close(failure), "aloop close", failure, may_cancel=False)
         finally:
             if self._worker.is_busy:
                 _logger.error("%s is left behind at work in its thread", self._worker.at_work)
             self._worker.close()
+            self.background.end()
             self._is_over = True
+            self.stop.tell()
         seen = self._seen(failure)
-        self._cancellation = None  # whose traceback holds the frames of all callers
+        self._patience.cancellation = None  # whose traceback holds the frames of all callers
         if seen is not None:
             raise seen
 
@@ -171,7 +206,7 @@ class Supervisor:
         may_cancel: bool = True,
     ) -> Failure:
         """Wait for a part of the run, as long as it has time; give what the run failed with."""
-        stop = self._stop
+        stop = self.stop
         driver = Driver(work, name, self._context, stop)
         # What begins after the giving up is no more than what has to be done then.
         may_cancel = may_cancel and self._given_up_at is None
@@ -181,6 +216,7 @@ class Supervisor:
             if self._given_up_at is not None and not driver.is_done:
                 given_up_for = self._loop.time() - self._given_up_at
                 if may_cancel:
+                    self.background.abandon()
                     if not stop.is_awaited:  # or nothing is in flight, and it ends by itself
                         stop.is_given_up = True
                         driver.cancel()  # again and again, for some swallow a cancellation
@@ -199,34 +235,26 @@ class Supervisor:
         return found
 
     async def _wait(self, ended: asyncio.Task[None]) -> None:
-        """Wait until the driver is done, a sooner stop is asked for, or it is time to look."""
-        sooner = self._stop.sooner_than(self._told)
+        """Wait until the driver is done, anything is asked for, or it is time to look."""
+        if self.stop.level > self._told:
+            return
         timeout: float | None = None
         if self._given_up_at is not None:
             timeout = _CANCEL_AGAIN_S
-        elif self._grace_ends_at is not None:
-            timeout = max(0.0, self._grace_ends_at - self._loop.time())
-        try:
-            # Without the shield, a cancelled anyio scope around the run would cancel each wait
-            # anew, which is a loop that never sleeps. It is of no use before that, and anyio may
-            # have to be loaded for it.
-            with anyio.CancelScope(shield=True) if self._cancellations > 1 else nullcontext():
-                await asyncio.wait(
-                    [ended, sooner], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-                )
-        except asyncio.CancelledError as error:
-            # Further cancellations are taken and forgotten: the first one goes up at the end.
-            self._cancellation = self._cancellation or error
-            self._cancellations += 1
-            self._stop.cancel()
+        elif (grace_ends_at := self._grace_ends_at) is not None:
+            timeout = max(0.0, grace_ends_at - self._loop.time())
+        await self._patience.wait([ended, self.stop.news()], timeout)
+
+    @property
+    def _grace_ends_at(self) -> float | None:
+        hurried_at = self.stop.hurried_at
+        return None if hurried_at is None else hurried_at + self._grace_s
 
     def _keep_time(self) -> None:
-        """Start what a stop starts: the grace, and the giving up at its end."""
-        stop, now = self._stop, self._loop.time()
-        if stop.level >= StopLevel.BATCH and self._grace_ends_at is None:
-            self._grace_ends_at = now + self._grace_s
+        """Say what was asked for, and give up at the end of the grace."""
+        stop, now, grace_ends_at = self.stop, self._loop.time(), self._grace_ends_at
         self._say_so()
-        is_over = self._grace_ends_at is not None and now >= self._grace_ends_at
+        is_over = grace_ends_at is not None and now >= grace_ends_at
         if is_over and stop.level is not StopLevel.ABANDON:
             self._is_grace_over = True
             stop.level = StopLevel.ABANDON  # for the same cause
@@ -235,7 +263,7 @@ class Supervisor:
             self._given_up_at = now
 
     def _say_so(self) -> None:
-        stop = self._stop
+        stop = self.stop
         if stop.level <= self._told:
             return
         self._told = stop.level
@@ -252,7 +280,7 @@ class Supervisor:
         _logger.log(logging.WARNING if is_urgent else logging.INFO, message, stop.cause)
 
     def _leave(self, driver: Driver) -> None:
-        self._stop.is_given_up = self._stop.is_left = True
+        self.stop.is_given_up = self.stop.is_left = True
         self._hung = driver
         self._halt()
         driver.drop()
@@ -265,9 +293,9 @@ class Supervisor:
 
     def _seen(self, failure: Failure) -> Failure:
         """Give what the caller is to see."""
-        stop = self._stop
-        if self._cancellation is not None:
-            seen = self._cancellation
+        stop = self.stop
+        if self._patience.cancellation is not None:
+            seen = self._patience.cancellation
         elif stop.is_cancelled:
             seen = asyncio.CancelledError("a task of the run was cancelled")
         elif stop.is_pressed:

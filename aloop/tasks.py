@@ -1,11 +1,14 @@
-"""Tasks that the rest of the program does not know of, and where they are."""
+"""Tasks that the rest of the program does not know of, where they are, and waiting for them."""
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
-__all__ = ["create_hidden_task", "show_task", "whereabouts"]
+import anyio
+
+__all__ = ["Patience", "create_hidden_task", "show_task", "whereabouts"]
 
 T = TypeVar("T")
 
@@ -42,3 +45,30 @@ def whereabouts(work: Coroutine[Any, Any, Any]) -> str:
         place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         what = what.cr_await
     return f"{' > '.join(names[-4:])} ({place})"
+
+
+class Patience:
+    """Waits though the waiting task is cancelled, and keeps the first cancellation.
+
+    Parameters:
+        on_cancel: called at each cancellation.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
+        self.cancellation: asyncio.CancelledError | None = None
+        """The first cancellation, which is to go up at the end; further ones are forgotten."""
+        self._on_cancel = on_cancel
+        self._cancellations = 0
+
+    async def wait(self, futures: "Iterable[asyncio.Future[Any]]", timeout: float | None) -> None:  # noqa: ASYNC109 - as asyncio.wait has
+        """Wait until one of the futures is done, the time is over, or there is a cancellation."""
+        try:
+            # Without the shield, a cancelled anyio scope around the waiting would cancel each wait
+            # anew, which is a loop that never sleeps. It is of no use before that.
+            with anyio.CancelScope(shield=True) if self._cancellations > 1 else nullcontext():
+                await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError as error:
+            self.cancellation = self.cancellation or error
+            self._cancellations += 1
+            if self._on_cancel is not None:
+                self._on_cancel()

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from aloop.algorithms.base import as_quantities
+from aloop.background import BackgroundWork
 from aloop.callbacks import CallbackName, Position, Stage
 from aloop.config import config
 from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending
@@ -18,6 +19,7 @@ from aloop.extensions.dispatch import Dispatcher, call_each
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
 from aloop.protocols import Algorithm, Stream
+from aloop.stalls import blames
 from aloop.stopping import LeftBehind, StopRequest
 from aloop.streams.fetch import END, Fetcher
 from aloop.turns import Turn
@@ -47,6 +49,9 @@ class Training:
         algorithm, data_stream, model, log: as for `MainLoop`.
     """
 
+    _stop: StopRequest
+    _background: BackgroundWork
+
     dispatcher: Dispatcher
     """Calls the extensions. It is set by the loop, which is what these get as theirs."""
 
@@ -66,7 +71,6 @@ class Training:
         self._batch = 0
         self._is_open = False
         self._is_profiled = False
-        self._stop = StopRequest()
         self._resources = AsyncExitStack()
         self._fetcher = Fetcher()
         self._turn = Turn()
@@ -87,10 +91,11 @@ class Training:
             stage=self._stage,
         )
 
-    def begin(self, stop: StopRequest) -> None:
-        """Get ready for a run, of which this is asked."""
+    def begin(self, stop: StopRequest, background: BackgroundWork) -> None:
+        """Get ready for a run, of which `stop` says what is asked."""
         self._is_profiled = config.profile
         self._stop = stop
+        self._background = background
         self._is_open = False
         self._resources = AsyncExitStack()
 
@@ -107,7 +112,7 @@ class Training:
                 await self._start()
             self._stop.has_started = True
             with self.profile.timer("training"):
-                self._finish_if_asked(at_epoch_end=not self._stage.in_epoch)
+                await self._heed(at_epoch_end=not self._stage.in_epoch)
                 while True:
                     await self._run_epoch()
         except TrainingFinish as finish:
@@ -119,7 +124,10 @@ class Training:
     async def drain(self, failure: BaseException | None) -> BaseException | None:
         """Let the extensions end what they have begun, if it ever came to that."""
         if self._is_open:
-            failure = await drain(failure, self._stop, self.log, self.dispatcher)
+            failure = await drain(
+                failure, self._stop, self.log, self.dispatcher, self._background.finish
+            )
+        self._background.end()
         return failure
 
     async def close(self, failure: BaseException | None) -> BaseException | None:
@@ -138,6 +146,7 @@ class Training:
             failure.add_note(f"while the run was closed after it, this was raised: {brief(error)}")
         return failure
 
+    @blames("initialize() of {self.algorithm!r}")
     async def _start(self) -> None:
         """Get to where the first epoch can begin, or the training go on."""
         check_sanity = getattr(self.model, "check_sanity", None)
@@ -172,6 +181,7 @@ class Training:
             await self._run_batches()
         await self._end_epoch()
 
+    @blames("the data stream {self.data_stream!r}")
     async def _begin_epoch(self) -> None:
         self.epoch_iterator = self.data_stream.get_epoch_iterator(as_dict=True)
         self._stage = Stage.EPOCH_STARTED
@@ -180,7 +190,7 @@ class Training:
         self.status["epoch_started"] = True
         await self.dispatcher.call(CallbackName.BEFORE_EPOCH)
         self._stop.record(self.log)
-        self._finish_if_asked(at_epoch_end=False)
+        await self._heed()
 
     async def _end_epoch(self) -> None:
         if not self._batch:
@@ -196,13 +206,14 @@ class Training:
         await self.dispatcher.call(CallbackName.AFTER_EPOCH)
         self._stop.record(self.log)
         self.log.commit(durable=True)
-        self._finish_if_asked(at_epoch_end=True)
+        await self._heed(at_epoch_end=True)
 
     def _leave_epoch(self) -> None:
         self._stage = Stage.TRAINING_STARTED
         self._batch = 0
         self.status["epoch_started"] = False
 
+    @blames("the step {self.algorithm!r}")
     async def _run_batches(self) -> None:
         """Train on what is left of the epoch, batch after batch."""
         log, status = self.log, self.log.status
@@ -219,7 +230,7 @@ class Training:
                 raise
             if batch is END:
                 if self._fetcher.is_left:
-                    raise TrainingFinish("batch_interrupt_received")
+                    raise stop.failure or TrainingFinish("batch_interrupt_received")
                 return
             if not self._batch:
                 status["received_first_batch"] = True
@@ -239,19 +250,20 @@ class Training:
             iterations_done = status.advance()
             if dispatcher.after_batch:
                 await call_each(dispatcher.after_batch, _AFTER_BATCH, batch)
-            if stop.level:
+            has_news = stop.is_due
+            if has_news:
                 stop.record(log)
             log.commit()
             requested = requested or log.get_record(iterations_done, FINISH_REQUESTED)
-            if requested or status["batch_interrupt_received"]:
-                self._finish_if_asked(requested, at_epoch_end=False)
+            if has_news or requested or status["batch_interrupt_received"]:
+                await self._heed(requested)
             if turn.is_over():
                 await log.keep_up()
                 await turn.give_way()
-                if stop.level:  # asked for meanwhile: before another batch is fetched
+                if stop.is_due:  # asked for meanwhile: before another batch is fetched
                     stop.record(log)
                     log.commit()
-                    self._finish_if_asked(at_epoch_end=False)
+                    await self._heed()
 
     def _stream_failed(self, error: BaseException) -> None:
         error.add_note(
@@ -261,8 +273,19 @@ class Training:
         # The iterator is broken: a run that goes on begins an epoch of its own.
         self._leave_epoch()
 
-    def _finish_if_asked(self, requested: Any = None, *, at_epoch_end: bool) -> None:
-        """Raise TrainingFinish if there is a reason to."""
+    async def _heed(self, requested: Any = None, *, at_epoch_end: bool = False) -> None:
+        """Do at a boundary what was asked: raise a failure or TrainingFinish, or hold still."""
+        stop = self._stop
+        if stop.failure is not None:
+            raise stop.failure
+        self._finish_if_asked(requested, at_epoch_end=at_epoch_end)
+        if stop.is_paused:
+            await stop.wait_with()
+            stop.record(self.log)
+            self.log.commit()
+            await self._heed(at_epoch_end=at_epoch_end)
+
+    def _finish_if_asked(self, requested: Any, *, at_epoch_end: bool) -> None:
         log = self.log
         requested = requested or log.get_record(log.status["iterations_done"], FINISH_REQUESTED)
         reason = finish_reason(log.status, requested, at_epoch_end=at_epoch_end)

@@ -13,6 +13,7 @@ SETTINGS = [
     "max_blob_size",
     "profile",
     "default_seed",
+    "stall_warning_s",
     "temp_dir",
 ]
 

@@ -1,9 +1,10 @@
 """Extensions: what people plug into the loop."""
 
-from aloop.extensions.base import CompositeExtension, SimpleExtension, TrainingExtension
+from aloop.extensions.base import TrainingExtension
 from aloop.extensions.display import Printing, ProgressBar
 from aloop.extensions.monitoring import TrainingDataMonitoring
 from aloop.extensions.predicates import OnLogRecord
+from aloop.extensions.simple import CompositeExtension, SimpleExtension
 from aloop.extensions.stopping import FinishAfter
 from aloop.extensions.timing import Timestamp
 

@@ -7,8 +7,11 @@ from typing import Any, Self, SupportsIndex, TypeAlias, cast
 
 from aloop.callbacks import CallbackName
 from aloop.errors import ArgumentError, ExtensionLookupError, TrainingFinish
-from aloop.extensions.base import Handler, TrainingExtension
+from aloop.exclusive import Possession, possessor_of
+from aloop.extensions.base import TrainingExtension
+from aloop.extensions.limits import Handler
 from aloop.protocols import Loop
+from aloop.stalls import blames
 from aloop.stopping import LeftBehind
 
 __all__ = ["Dispatcher", "call_each", "find_extension"]
@@ -27,9 +30,13 @@ class _ExtensionList(list[TrainingExtension]):
     """The extensions of a loop: a list that holds nothing else, and tells when it changes."""
 
     def __init__(
-        self, extensions: Iterable[TrainingExtension], changed: Callable[[], None]
+        self,
+        extensions: Iterable[TrainingExtension],
+        accept: Callable[[list[TrainingExtension]], None],
+        changed: Callable[[], None],
     ) -> None:
         super().__init__(checked_extensions(extensions))
+        self._accept = accept
         self._changed = changed
 
     def append(self, extension: TrainingExtension, /) -> None:
@@ -50,10 +57,12 @@ class _ExtensionList(list[TrainingExtension]):
         return self
 
     def __setitem__(self, index: SupportsIndex | slice, value: Any, /) -> None:
+        checked = checked_extensions(value if isinstance(index, slice) else [value])
+        self._accept(checked)
         if isinstance(index, slice):
-            super().__setitem__(index, checked_extensions(value))
+            super().__setitem__(index, checked)
         else:
-            super().__setitem__(index, checked_extensions([value])[0])
+            super().__setitem__(index, checked[0])
         self._changed()
 
     def __delitem__(self, index: SupportsIndex | slice, /) -> None:
@@ -99,7 +108,8 @@ class Dispatcher:
     def __init__(self, loop: Loop, extensions: Iterable[TrainingExtension], timed: Timed) -> None:
         self._loop = loop
         self._timed = timed
-        self.extensions = _ExtensionList(extensions, self.compile)
+        self._possession: Possession | None = None  # of the run that is under way
+        self.extensions = _ExtensionList(extensions, self._accept, self.compile)
         self.compile()
 
     def replace(self, extensions: Iterable[TrainingExtension]) -> None:
@@ -109,10 +119,27 @@ class Dispatcher:
     def compile(self) -> None:
         """Ask each extension what it does at which callback."""
         for extension in self.extensions:
-            extension.main_loop = self._loop
+            # Another loop that runs with it shall go on to the end, and this one not begin.
+            if possessor_of(extension) in (None, self._possession):
+                extension.main_loop = self._loop
         self._table = {callback: self._compiled(callback) for callback in CallbackName}
         self.before_batch = self._table[CallbackName.BEFORE_BATCH]
         self.after_batch = self._table[CallbackName.AFTER_BATCH]
+
+    def possess(self, possession: Possession) -> None:
+        """Take the extensions for a run; `AlreadyRunningError` if another run has one of them."""
+        possession.take(_things(self.extensions))
+        self._possession = possession
+
+    def give_back(self, possession: Possession) -> None:
+        """Let others have what a run has taken."""
+        possession.give_back()
+        if self._possession is possession:
+            self._possession = None
+
+    def _accept(self, extensions: list[TrainingExtension]) -> None:
+        if self._possession is not None:
+            self._possession.take(_things(extensions))
 
     def halt(self) -> None:
         """Let a call that is under way come to an end at its next extension.
@@ -155,6 +182,16 @@ class Dispatcher:
         return first
 
 
+def _things(extensions: Iterable[TrainingExtension]) -> list[tuple[object, str]]:
+    """Give the extensions, and those inside them, with how messages call them."""
+    return [
+        (part, f"the extension {part.name!r}")
+        for extension in extensions
+        for part in extension.parts()
+    ]
+
+
+@blames("the extension {name!r} in {callback}")
 async def call_each(handlers: Handlers, callback: CallbackName, *args: Any) -> None:
     """Call handlers that were given for a callback; see `Dispatcher.call`."""
     name: str | None = None

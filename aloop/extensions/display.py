@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, Unpack
 
 from aloop.callbacks import CallbackName
-from aloop.extensions.base import SimpleExtension, TrainingExtension
+from aloop.extensions.base import TrainingExtension
+from aloop.extensions.simple import Options, SimpleExtension
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -23,24 +24,21 @@ class Printing(SimpleExtension):
 
     Parameters:
         file: where to print; standard output unless given.
-        name, triggers: as for `SimpleExtension`.
+        name, options: as for `SimpleExtension`.
     """
 
     def __init__(
-        self, file: TextIO | None = None, name: str | None = None, **triggers: bool | int | None
+        self, file: TextIO | None = None, name: str | None = None, **options: Unpack[Options]
     ) -> None:
         self.file = file
-        on = dict.fromkeys(
-            (
-                "before_first_epoch",
-                "on_resumption",
-                "after_epoch",
-                "after_training",
-                "on_interrupt",
-            ),
-            True,
-        )
-        super().__init__(name, **(on | triggers))
+        by_default: Options = {
+            "before_first_epoch": True,
+            "on_resumption": True,
+            "after_epoch": True,
+            "after_training": True,
+            "on_interrupt": True,
+        }
+        super().__init__(name, **(by_default | options))
 
     async def do(self, which_callback: str, *args: Any) -> None:
         """Print a block."""

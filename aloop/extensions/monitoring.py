@@ -1,12 +1,12 @@
 """Extensions that record quantities."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 
 from aloop.errors import ArgumentError, QuantityError
-from aloop.extensions.base import SimpleExtension
+from aloop.extensions.simple import Options, SimpleExtension, triggered
 from aloop.protocols import Batch
 
 __all__ = ["TrainingDataMonitoring"]
@@ -23,10 +23,12 @@ class TrainingDataMonitoring(SimpleExtension):
     Parameters:
         variables: the names of the quantities.
         prefix, suffix: what stands before and after a name in the record, with an underscore.
-        name, triggers: as for `SimpleExtension`; after each epoch if there is no trigger.
+        name, options: as for `SimpleExtension`; after each epoch if there is no trigger.
 
     Raises `QuantityError` when the algorithm did not return one of the quantities.
     """
+
+    CAN_BE_BACKGROUND = False  # a batch more would be in its means by then
 
     SEPARATOR = "_"
 
@@ -36,7 +38,7 @@ class TrainingDataMonitoring(SimpleExtension):
         prefix: str | None = None,
         suffix: str | None = None,
         name: str | None = None,
-        **triggers: bool | int | None,
+        **options: Unpack[Options],
     ) -> None:
         if isinstance(variables, str):
             raise ArgumentError(
@@ -47,7 +49,7 @@ class TrainingDataMonitoring(SimpleExtension):
         self.suffix = suffix
         self._sums: dict[str, Any] = {}
         self._weight = 0
-        super().__init__(name, **(triggers or {"after_epoch": True}))
+        super().__init__(name, **triggered(options, after_epoch=True))
 
     async def after_batch(self, batch: Batch) -> None:
         """Add what the algorithm returned for this batch."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from aloop.callbacks import CallbackName
-from aloop.extensions.base import SimpleExtension, counted
 from aloop.extensions.predicates import Counter, Predicate
+from aloop.extensions.simple import Options, SimpleExtension, counted
 from aloop.protocols import Log
 
 __all__ = ["FinishAfter"]
@@ -32,20 +32,22 @@ class FinishAfter(SimpleExtension):
     To extend a complete training add a condition: what was reached by then no longer counts.
 
     Parameters:
-        name, triggers: as for `SimpleExtension`.
+        name, options: as for `SimpleExtension`.
     """
 
-    def __init__(self, name: str | None = None, **triggers: bool | int | None) -> None:
-        self._limits: list[_Reached] = []
-        super().__init__(name, **triggers)
+    CAN_BE_BACKGROUND = False  # the loop looks for its record when the boundary ends
+
+    def __init__(self, name: str | None = None, **options: Unpack[Options]) -> None:
+        self._reached: list[_Reached] = []
+        super().__init__(name, **options)
 
     def set_conditions(self, **triggers: bool | int | None) -> None:
         """Replace all conditions by those of the triggers."""
-        earlier, self._limits = self._limits, []
+        earlier, self._reached = self._reached, []
         try:
             super().set_conditions(**triggers)
         except BaseException:
-            self._limits = earlier  # what holds is still what held before
+            self._reached = earlier  # what holds is still what held before
             raise
 
     def add_condition(
@@ -57,7 +59,7 @@ class FinishAfter(SimpleExtension):
         """Add a condition, lifting the limits that the training has reached already."""
         super().add_condition(callbacks_names, predicate, arguments)
         if self._main_loop is not None:
-            for limit in self._limits:
+            for limit in self._reached:
                 limit.is_lifted |= limit(self._main_loop.log)
         return self
 
@@ -70,5 +72,5 @@ class FinishAfter(SimpleExtension):
             return super()._count(trigger, number)
         callback, counter = counted(trigger)
         limit = _Reached(counter, number)
-        self._limits.append(limit)
+        self._reached.append(limit)
         return [(callback, limit), (CallbackName.ON_RESUMPTION, limit)]

@@ -1,10 +1,10 @@
 """Extensions that record times."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 from aloop.errors import ArgumentError
-from aloop.extensions.base import SimpleExtension
+from aloop.extensions.simple import Options, SimpleExtension
 
 __all__ = ["Timestamp"]
 
@@ -18,7 +18,7 @@ class Timestamp(SimpleExtension):
     Parameters:
         log_record: the name of the record.
         separator: what stands between date and time.
-        name, triggers: as for `SimpleExtension`.
+        name, options: as for `SimpleExtension`.
     """
 
     DEFAULT_LOG_RECORD = "timestamp"
@@ -28,24 +28,21 @@ class Timestamp(SimpleExtension):
         log_record: str = DEFAULT_LOG_RECORD,
         separator: str = " ",
         name: str | None = None,
-        **triggers: bool | int | None,
+        **options: Unpack[Options],
     ) -> None:
         if len(separator) != 1:
             raise ArgumentError(f"separator is {separator!r}; expected one character; leave it out")
         self.log_record = log_record
         self.separator = separator
-        on = dict.fromkeys(
-            (
-                "before_training",
-                "after_epoch",
-                "on_error",
-                "on_interrupt",
-                "on_resumption",
-                "after_training",
-            ),
-            True,
-        )
-        super().__init__(name, **(on | triggers))
+        by_default: Options = {
+            "before_training": True,
+            "after_epoch": True,
+            "on_error": True,
+            "on_interrupt": True,
+            "on_resumption": True,
+            "after_training": True,
+        }
+        super().__init__(name, **(by_default | options))
 
     async def do(self, which_callback: str, *args: Any) -> None:
         """Record the time."""

@@ -7,7 +7,7 @@ is told of every write through one list, `TrainingLog._changes`, and of every co
 
 import asyncio
 import uuid as uuid_module
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from operator import index
 from typing import Any, Final, Self, SupportsIndex, cast
@@ -184,6 +184,17 @@ class TrainingLog:
         With `durable` it is to be on the disk and not just in the system's cache. Does not wait;
         `flush` does. A log in memory only counts.
         """
+        self.sequence += 1
+        if self._following:
+            self._wake_followers()
+
+    def write_late(self, change: Callable[[], object]) -> None:
+        """Make a change from beside the training, which may be persisted at once.
+
+        Unless the training is in the midst of a boundary, which must not be split: then the change
+        is persisted with that. Does not wait.
+        """
+        change()
         self.sequence += 1
         if self._following:
             self._wake_followers()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from aloop.errors import ArgumentError, LogFileError
+from aloop.errors import ArgumentError, LogFileError, UnknownRunError
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "may_exist",
     "network_file_system",
     "publish_new",
+    "refuse_missing",
 ]
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
@@ -118,6 +119,20 @@ def as_path(database: object) -> Path:
             f"database is {database!r}; expected the path of a file, such as 'run.sqlite'"
         )
     return Path(database).expanduser().absolute()
+
+
+def refuse_missing(database: str | Path, run: str) -> None:
+    """Raise `UnknownRunError` rather than make a file for a run that cannot be in it."""
+    if not isinstance(database, Path):
+        raise UnknownRunError(
+            f"the log has no run {run!r}: a {database} database is empty when it is opened; leave "
+            "uuid out, or give the path of a file"
+        )
+    if not may_exist(database):
+        raise UnknownRunError(
+            f"the log has no run {run!r}, for there is no file {database}; expected the file the "
+            "run was written to; correct the path, or leave uuid out"
+        )
 
 
 def may_exist(path: Path) -> bool:

@@ -3,15 +3,15 @@
 import asyncio
 import uuid as uuid_module
 import warnings
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal, Self
 
 from aloop.config import config
-from aloop.errors import JournalError, UnknownRunError, is_other
+from aloop.errors import JournalError, is_other
 from aloop.log.base import TrainingLog
-from aloop.log.files import as_path, may_exist
+from aloop.log.files import as_path, refuse_missing
 from aloop.log.forks import tell_after_fork
 from aloop.log.groups import Group, Writer
 from aloop.log.journal import MEMORY, Journal
@@ -110,7 +110,8 @@ class SQLiteLog(TrainingLog):
         """
         async with self._lock():
             if self._live_journal() is None:
-                self._refuse_missing_file()
+                if self._unread:
+                    refuse_missing(self.database, self.h_uuid)
                 journal = await Journal.acquire(self.database, alone=self._refuses_others)
                 try:
                     if self._unread:
@@ -243,7 +244,18 @@ class SQLiteLog(TrainingLog):
         Raises `JournalError` if what an earlier commit point marked could not be written.
         """
         self._mark()
-        # The journal has to be told only once for all that it takes at one time.
+        self._tell_journal(durable=durable)
+
+    def write_late(self, change: Callable[[], object]) -> None:
+        """Make a change from beside the training; see `TrainingLog.write_late`."""
+        is_between = len(self._unwritten) == self._unwritten.marked
+        super().write_late(change)
+        if is_between:
+            self._unwritten.mark()  # but not how far the run is, which its boundaries say
+            self._tell_journal(durable=False)
+
+    def _tell_journal(self, *, durable: bool) -> None:
+        # Only once for all that it takes at one time.
         if durable or not self._is_noted:
             if self._failure is not None:
                 raise self._journal_error() from self._failure
@@ -326,21 +338,9 @@ class SQLiteLog(TrainingLog):
         if self._following:
             self._wake_followers()
 
-    def _refuse_missing_file(self) -> None:
-        """Raise rather than make a file for a run that cannot be in it."""
-        if self._unread and isinstance(self.database, Path) and not may_exist(self.database):
-            raise UnknownRunError(
-                f"the log has no run {self.h_uuid!r}, for there is no file {self.database}; "
-                "expected the file the run was written to; correct the path, or leave uuid out"
-            )
-
     async def _read(self, journal: Journal) -> None:
         """Take over the run from the file; what was written before the opening wins."""
-        if not isinstance(self._rows, WindowedRows):
-            raise UnknownRunError(
-                f"the log has no run {self.h_uuid!r}: a {MEMORY} database is empty when it is "
-                "opened; leave uuid out, or give the path of a file"
-            )
+        assert isinstance(self._rows, WindowedRows), "a database in memory has no run to be read"
         history, head = await asyncio.to_thread(History.of, journal.readers, self.h_uuid)
         self._iterations_done = None  # a commit point before the reading counted nothing yet
         self._unread, self._started = False, True

@@ -17,7 +17,7 @@ from typing import Any, cast
 from aloop.errors import StreamError
 from aloop.protocols import Stream
 
-__all__ = ["CallableStream", "DataStream", "IterableStream", "as_stream"]
+__all__ = ["CallableStream", "DataStream", "IterableStream", "as_stream", "exclusive_parts"]
 
 
 class DataStream(ABC):
@@ -59,6 +59,12 @@ class IterableStream(DataStream):
     def __repr__(self) -> str:
         # Not the whole of it: a list may hold all data there is.
         return f"{type(self).__name__}({reprlib.repr(self._iterable)})"
+
+    @property
+    def iterator(self) -> object:
+        """What it goes through, where that is an iterator and remembers its place, or None."""
+        is_iterator = isinstance(self._iterable, (Iterator, AsyncIterator))
+        return self._iterable if is_iterator else None
 
     def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any] | AsyncIterator[Any]:
         """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
@@ -121,6 +127,14 @@ def as_stream(source: Any) -> Stream:
         "an iterable or async iterable of batches, or a function that returns one; wrap a single "
         "batch in a list, and arrays in ArrayStream"
     )
+
+
+def exclusive_parts(stream: Stream) -> list[tuple[object, str]]:
+    """Give what of a stream only one run at a time can use, each with how messages call it."""
+    parts: list[tuple[object, str]] = [(stream, f"the data stream {stream!r:.200}")]
+    if isinstance(stream, IterableStream) and stream.iterator is not None:
+        parts.append((stream.iterator, f"the data stream {stream.iterator!r:.200}"))
+    return parts
 
 
 def _is_epoch(value: object) -> bool:

@@ -7,13 +7,14 @@ because a cancellation would end a generator; and the next run finds the batch t
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from inspect import isasyncgen
 from typing import Any, Final
 
 from aloop.protocols import Batch
-from aloop.stopping import StopLevel, StopRequest
+from aloop.stalls import blames
+from aloop.stopping import StopRequest
 from aloop.tasks import create_hidden_task, show_task
 
 __all__ = ["END", "Fetcher"]
@@ -103,6 +104,7 @@ class _Reader:
         finally:
             _left.discard(self)
 
+    @blames("the data stream {self.iterator!r}")
     async def _advance(self, outcome: "asyncio.Future[Batch]") -> None:
         try:
             outcome.set_result(await anext(self.iterator, END))
@@ -114,6 +116,14 @@ class _Reader:
             outcome.set_exception(error)
             if self in _left:
                 _logger.warning("a data stream failed after its run had left it: %r", error)
+
+
+def _advancing(iterator: Iterator[Batch]) -> Callable[[], Batch]:
+    @blames("the data stream {iterator!r}")
+    def advance() -> Batch:
+        return next(iterator, END)
+
+    return advance
 
 
 class Fetcher:
@@ -128,7 +138,7 @@ class Fetcher:
         """Give what fetches the next batch, or `END`, and whether it has to be awaited."""
         self.is_left = False
         if not hasattr(iterator, "__anext__"):
-            return lambda: next(iterator, END), False
+            return _advancing(iterator), False
         if self._reader is None or self._reader.iterator is not iterator:
             self._let_go()
             self._reader = _Reader(iterator)
@@ -139,7 +149,7 @@ class Fetcher:
             await stop.wait_with(outcome)
             if outcome.cancelled():
                 stop.cancel()  # by whoever cancels every task, and the run in a moment
-            if stop.level >= StopLevel.BATCH:
+            if stop.must_leave:
                 self.is_left = True
                 return END
             return reader.take()

@@ -812,8 +812,8 @@ def told_of(storm: Storm, wrong: list[str], began: float) -> dict[str, list]:
 def forget_the_commit() -> None:
     """What the end of a run records is never written."""
 
-    async def drain(failure, stop, log, extensions):
-        result = await real(failure, stop, log, extensions)
+    async def drain(failure, stop, log, *others):
+        result = await real(failure, stop, log, *others)
         log._mark = lambda: None
         return result
 

@@ -749,7 +749,7 @@ def forget_what_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ask = StopRequest.ask
 
     def forgetful(self: StopRequest, level: StopLevel, cause: str) -> None:
-        if self._sooner is None or not self._sooner.done():
+        if self._news is None or not self._news.done():
             ask(self, level, cause)
 
     monkeypatch.setattr(StopRequest, "ask", forgetful)

@@ -1,0 +1,235 @@
+"""The stall guard: who held up the event loop, and where.
+
+A thread beside the event loop, one for each, asks it again and again for an answer. When none
+comes it looks twice at the stack of the event loop's thread: what is in it both times, longer apart
+than the warning time, holds the event loop. Nothing is added to what is watched, so that the guard
+costs its questions and a thread that mostly sleeps. No timer of the event loop is needed, whose
+clock may be any.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from time import monotonic
+from types import CodeType, FrameType
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+from aloop.errors import ArgumentError
+
+__all__ = ["blames", "check_warning_time", "watched"]
+
+STEPS: Final = 5
+"""How many steps the thread takes in the warning time. A hold that lasts two of them longer than
+that is noticed, a shorter one perhaps."""
+
+OTHER: Final = "code of the program, outside its runs,"
+
+_MAX_TEXT: Final = 200  # characters of what is to blame
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_marks: dict[CodeType, str] = {}
+
+_logger = logging.getLogger("aloop")
+
+
+def blames(what: str) -> Callable[[_F], _F]:
+    """Say who is to blame when a function, or what it calls, holds the event loop.
+
+    `what` is a format that is filled in from the local variables of the function. The innermost
+    function that says so is believed.
+    """
+
+    def mark(function: _F) -> _F:
+        _marks[function.__code__] = what
+        return function
+
+    return mark
+
+
+def check_warning_time(stall_warning_s: object) -> float:
+    """Give back the warning time in seconds, 0 to have none; `ArgumentError` if it is no such."""
+    if stall_warning_s is not True and isinstance(stall_warning_s, Real):
+        seconds = float(stall_warning_s)
+        if 0 <= seconds < float("inf"):
+            return seconds
+    raise ArgumentError(
+        f"stall_warning_s is {stall_warning_s!r}; expected seconds, 0 to watch nothing; leave it "
+        "out for the setting of that name"
+    )
+
+
+@dataclass
+class _Blame:
+    """What one culprit has done."""
+
+    times: int = 0
+    longest_s: float = 0.0
+
+
+class _Guard:
+    """Watches one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, warning_s: float) -> None:
+        self.users = 0
+        self._loop = ref(loop)  # one that is closed under its runs is to be collected
+        self._warning_s = warning_s
+        self._step_s = warning_s / STEPS
+        self._watched_thread = threading.get_ident()
+        self._answered_at: float | None = None
+        self._blamed: dict[str, _Blame] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="aloop stall guard", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and say how often the event loop was held."""
+        self._ended.set()
+        self._thread.join()
+        for culprit, blame in self._blamed.items():
+            if blame.times > 1:
+                _logger.warning(
+                    "%s held the event loop %d times, for %.3g s at the longest",
+                    culprit,
+                    blame.times,
+                    blame.longest_s,
+                )
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._step_s):
+            asked_at = monotonic()
+            if not self._ask():
+                return
+            if self._ended.wait(self._step_s):
+                return
+            if self._answered_at is not None or not self._is_running():
+                continue
+            first = self._stack()
+            if self._ended.wait(self._warning_s):
+                return
+            if self._answered_at is None and self._is_running():
+                culprit = self._culprit(first)
+                while self._answered_at is None and not self._ended.wait(self._step_s):
+                    pass
+                if culprit is not None:
+                    blame = self._blamed[culprit]
+                    blame.times += 1
+                    ended_at = self._answered_at or monotonic()
+                    blame.longest_s = max(blame.longest_s, ended_at - asked_at)
+            del first
+
+    def _ask(self) -> bool:
+        """Ask the event loop for an answer, and say whether it can ever give one."""
+        self._answered_at = None
+        loop = self._loop()
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(self._answer)
+        except RuntimeError:  # it was closed under its runs
+            return False
+        return loop is not None
+
+    def _answer(self) -> None:
+        self._answered_at = monotonic()
+
+    def _is_running(self) -> bool:
+        loop = self._loop()
+        return loop is not None and loop.is_running()
+
+    def _stack(self) -> list[FrameType]:
+        """Give the frames of the event loop's thread, from the outermost to the innermost."""
+        # Public, as its documentation says.
+        frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        frame = frames.get(self._watched_thread)
+        found: list[FrameType] = []
+        while frame is not None:
+            found.append(frame)
+            frame = frame.f_back
+        return found[::-1]
+
+    def _culprit(self, first: list[FrameType]) -> str | None:
+        """Give who is to blame, and name them the first time."""
+        second = self._stack()
+        same = 0
+        while same < min(len(first), len(second)) and first[same] is second[same]:
+            same += 1
+        held = second[:same]
+        if not held or _is_event_loops(held[-1]):
+            return None  # it is idle, or many have had their turns
+        number, culprit = _to_blame(held)
+        is_new = culprit not in self._blamed
+        self._blamed.setdefault(culprit, _Blame())
+        if is_new:
+            frames = traceback.StackSummary.extract((f, f.f_lineno) for f in second[number:])
+            _logger.warning(
+                "%s has held the event loop for more than %g s, in which nothing else could go "
+                "on; it can await run_in_worker(…) for what takes long. It is at\n%s",
+                culprit,
+                self._warning_s,
+                "".join(frames.format()).rstrip(),
+            )
+        return culprit
+
+
+def _is_event_loops(frame: FrameType) -> bool:
+    module = str(frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in ("asyncio", "selectors", "uvloop")
+
+
+def _to_blame(held: list[FrameType]) -> tuple[int, str]:
+    """Give the place, in a stack that holds the event loop, of who is to blame, and who that is."""
+    for number in reversed(range(len(held))):
+        what = _marks.get(held[number].f_code)
+        if what is not None:
+            try:
+                text = what.format_map(held[number].f_locals)
+            except Exception:  # noqa: BLE001 - somebody's own representation fails
+                text = held[number].f_code.co_qualname
+            return number, text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+    # What the event loop has called is the first that is not its own.
+    number = len(held) - 1
+    while number and not _is_event_loops(held[number - 1]):
+        number -= 1
+    return number, OTHER
+
+
+_guards: "WeakKeyDictionary[asyncio.AbstractEventLoop, dict[float, _Guard]]" = WeakKeyDictionary()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _guards.clear())  # whose threads are the parent's
+
+
+@contextmanager
+def watched(warning_s: float) -> Generator[None]:
+    """Watch the running event loop while the body runs; 0 watches nothing.
+
+    What holds it for longer than this is named, with the stack at the time, the first time at
+    once. How often that was, and for how long, is said when the last body has ended.
+    """
+    if not warning_s:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    guards = _guards.setdefault(loop, {})
+    guard = guards.get(warning_s)
+    if guard is None:
+        guard = guards[warning_s] = _Guard(loop, warning_s)
+        guard.start()
+    guard.users += 1
+    try:
+        yield
+    finally:
+        guard.users -= 1
+        if not guard.users and guards.get(warning_s) is guard:
+            del guards[warning_s]
+            guard.stop()
