@@ -42,7 +42,7 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -
     for variable in ("ALOOP_CONFIG", "ALOOP_SQLITEDB", "ALOOP_PROFILE", "ALOOP_LOG_BACKEND"):
         monkeypatch.delenv(variable, raising=False)
     yield
-    for setting in ("log_backend", "sqlite_database", "max_blob_size", "profile", "default_seed"):
+    for setting in config._settings:
         delattr(config, setting)
 
 
