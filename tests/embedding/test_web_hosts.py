@@ -157,7 +157,7 @@ def test_the_last_row_says_how_the_run_was_ended(endings, name, number, to) -> N
     assert row["training_finished"] is True
     assert "step_abandoned" not in row
     # The worker of hypercorn's command hears no signal.
-    cause = "request_finish('batch')" if name == "hypercorn" else number.name
+    cause = "left running()" if name == "hypercorn" else number.name
     assert row["interrupt_cause"] == cause
 
 
@@ -270,7 +270,7 @@ def test_a_server_that_stops_without_a_signal_stops_the_run(tmp_path) -> None:
         host.request("/status")
         assert host.wait() == 0
     row = last_row(tmp_path / "run.sqlite")
-    assert row["interrupt_cause"] == "request_finish('batch')"
+    assert row["interrupt_cause"] == "left running()"
     assert row["training_finished"] is True
 
 
