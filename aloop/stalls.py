@@ -27,7 +27,7 @@ from aloop.errors import ArgumentError
 __all__ = ["blames", "check_warning_time", "watched"]
 
 STEPS: Final = 5
-"""How many steps the thread takes in the warning time. A hold that lasts two of them longer than
+"""How many steps the thread takes in the warning time. A hold that lasts three of them longer than
 that is noticed, a shorter one perhaps."""
 
 OTHER: Final = "code of the program, outside its runs,"
