@@ -1,5 +1,6 @@
 """What only one run at a time can use: its extensions, its stream."""
 
+import threading
 from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
 
@@ -27,17 +28,18 @@ class Possession:
         Raises `AlreadyRunningError`, and takes none of them, if another run has one.
         """
         taken = list(things)
-        for thing, what in taken:
-            other = possessor_of(thing)
-            if other is not None and other is not self:
-                raise AlreadyRunningError(
-                    f"{what} is in use by {other.owner}; expected one of its own for each loop "
-                    "that runs, because it keeps what it has seen; make another one, or run "
-                    "the loops one after the other"
-                )
-        for thing, _ in taken:
-            self._things[id(thing)] = thing  # kept, so that the id is not given to another
-            _possessors[id(thing)] = self
+        with _taking:  # for runs may begin in several threads at once
+            for thing, what in taken:
+                other = possessor_of(thing)
+                if other is not None and other is not self:
+                    raise AlreadyRunningError(
+                        f"{what} is in use by {other.owner}; expected one of its own for each "
+                        "loop that runs, because it keeps what it has seen; make another one, or "
+                        "run the loops one after the other"
+                    )
+            for thing, _ in taken:
+                self._things[id(thing)] = thing  # kept, so that the id is not given to another
+                _possessors[id(thing)] = self
 
     def give_back(self) -> None:
         """Let others have what it has taken."""
@@ -46,6 +48,8 @@ class Possession:
                 del _possessors[key]
         self._things.clear()
 
+
+_taking = threading.Lock()
 
 # Weakly: a run whose event loop was closed under it can be collected.
 _possessors: "WeakValueDictionary[int, Possession]" = WeakValueDictionary()

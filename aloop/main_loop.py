@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from aloop.algorithms.base import as_algorithm
@@ -25,6 +26,15 @@ from aloop.supervision import Supervisor, check_grace, require_event_loop
 from aloop.training import Training
 
 __all__ = ["MainLoop"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one run has."""
+
+    supervisor: Supervisor
+    possession: Possession
+    stall_warning_s: float
 
 
 class MainLoop:
@@ -233,7 +243,7 @@ class MainLoop:
         extensions or its stream.
         """
         require_event_loop("run()")
-        return await self._see_through(*self._begin())
+        return await self._see_through(self._begin())
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[RunHandle]:
@@ -244,9 +254,8 @@ class MainLoop:
         the failure, and so does leaving the body. Raises what `run` does when it begins.
         """
         require_event_loop("running()")
-        supervisor, possession = self._begin()
-        run = self._see_through(supervisor, possession)
-        async with beside(supervisor, run, self.log) as handle:
+        run = self._begin()
+        async with beside(run.supervisor, self._see_through(run), self.log) as handle:
             yield handle
 
     def _run_under_way(self, asked: str) -> Supervisor:
@@ -258,33 +267,34 @@ class MainLoop:
             )
         return supervisor
 
-    def _begin(self) -> tuple[Supervisor, Possession]:
+    def _begin(self) -> _Run:
         """Begin a run, as far as that takes no time, or refuse it."""
         if self._supervisor is not None:
             self._supervisor.refuse_another(self.position)
+        is_profiled = config.profile  # which may be refused, before anything is taken
+        warning_s = self._stall_warning_s
+        warning_s = config.stall_warning_s if warning_s is None else warning_s
         stop = StopRequest()
         background = BackgroundWork(stop, self._grace_s)
         supervisor = Supervisor(stop, background, self._grace_s, self._dispatcher.halt)
-        possession = Possession(
-            f"another run ({self.log.name or self.log.h_uuid[:8]})",
-            lambda: not supervisor.is_running,
-        )
+        owner = f"another run ({self.log.name or self.log.h_uuid[:8]})"
+        possession = Possession(owner, lambda: not supervisor.is_running)
         possession.take(exclusive_parts(self.data_stream))
         try:
             self._dispatcher.possess(possession)
         except BaseException:
             possession.give_back()
             raise
-        self._training.begin(stop, background)
+        self._training.begin(stop, background, is_profiled=is_profiled)
         self._supervisor = supervisor
-        return supervisor, possession
+        return _Run(supervisor, possession, warning_s)
 
-    async def _see_through(self, supervisor: Supervisor, possession: Possession) -> TrainingLog:
-        training, stop = self._training, supervisor.stop
-        warning_s = self._stall_warning_s
+    async def _see_through(self, run: _Run) -> TrainingLog:
+        training, supervisor = self._training, run.supervisor
         with ExitStack() as stack:
-            stack.callback(self._dispatcher.give_back, possession)
-            stack.enter_context(watched(config.stall_warning_s if warning_s is None else warning_s))
-            stack.enter_context(subscribed(self._signals, stop.on_signal))
+            stack.callback(self._dispatcher.give_back, run.possession)
+            stack.callback(supervisor.end)
+            stack.enter_context(watched(run.stall_warning_s))
+            stack.enter_context(subscribed(self._signals, supervisor.stop.on_signal))
             await supervisor.see_through(training.train, training.drain, training.close)
         return self.log

@@ -223,8 +223,9 @@ def watched(warning_s: float) -> Generator[None]:
     guards = _guards.setdefault(loop, {})
     guard = guards.get(warning_s)
     if guard is None:
-        guard = guards[warning_s] = _Guard(loop, warning_s)
+        guard = _Guard(loop, warning_s)
         guard.start()
+        guards[warning_s] = guard
     guard.users += 1
     try:
         yield

@@ -189,13 +189,17 @@ class Supervisor:
             if self._worker.is_busy:
                 _logger.error("%s is left behind at work in its thread", self._worker.at_work)
             self._worker.close()
-            self.background.end()
-            self._is_over = True
-            self.stop.tell()
+            self.end()
         seen = self._seen(failure)
         self._patience.cancellation = None  # whose traceback holds the frames of all callers
         if seen is not None:
             raise seen
+
+    def end(self) -> None:
+        """Be over, though it may not have begun."""
+        self.background.end()
+        self._is_over = True
+        self.stop.tell()
 
     async def _attend(
         self,

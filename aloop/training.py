@@ -12,7 +12,6 @@ from typing import Any, Final
 from aloop.algorithms.base import as_quantities
 from aloop.background import BackgroundWork
 from aloop.callbacks import CallbackName, Position, Stage
-from aloop.config import config
 from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending
 from aloop.errors import EmptyEpochError, TrainingFinish, brief
 from aloop.extensions.dispatch import Dispatcher, call_each
@@ -91,9 +90,9 @@ class Training:
             stage=self._stage,
         )
 
-    def begin(self, stop: StopRequest, background: BackgroundWork) -> None:
+    def begin(self, stop: StopRequest, background: BackgroundWork, *, is_profiled: bool) -> None:
         """Get ready for a run, of which `stop` says what is asked."""
-        self._is_profiled = config.profile
+        self._is_profiled = is_profiled
         self._stop = stop
         self._background = background
         self._is_open = False

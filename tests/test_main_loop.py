@@ -26,6 +26,7 @@ from aloop import (
     TrainingLog,
     config,
 )
+from aloop.errors import ConfigurationError
 from aloop.turns import MAX_BATCHES
 
 
@@ -548,3 +549,31 @@ async def test_an_extension_without_the_base_constructor_works() -> None:
     await loop.run()
     assert bare.seen == [1]
     assert loop.find_extension("Bare") is bare
+
+
+@pytest.mark.parametrize("name", ["ALOOP_STALL_WARNING_S", "ALOOP_PROFILE"])
+async def test_a_setting_that_cannot_be_read_keeps_no_run_from_beginning_later(
+    name, monkeypatch
+) -> None:
+    loop = MainLoop(no_op, [1], extensions=[Recorder(), FinishAfter(after_n_epochs=1)])
+    monkeypatch.setenv(name, "nonsense")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            await loop.run()
+    monkeypatch.delenv(name)
+    assert (await loop.run()).status["epochs_done"] == 1
+
+
+async def test_a_thread_that_cannot_be_started_keeps_no_run_from_beginning_later(
+    monkeypatch,
+) -> None:
+    def refuse(guard: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    loop = MainLoop(no_op, [1], extensions=[FinishAfter(after_n_epochs=1)])
+    with monkeypatch.context() as patched:
+        patched.setattr("aloop.stalls._Guard.start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await loop.run()
+    assert loop.state == "closed"
+    assert (await loop.run()).status["epochs_done"] == 1

@@ -309,11 +309,18 @@ async def test_runs_of_an_event_loop_share_a_thread_which_ends_with_the_last() -
 
 
 def test_each_event_loop_has_a_guard_of_its_own(caplog) -> None:
-    threads = [
-        threading.Thread(target=asyncio.run, args=(run(HoldAt("after_batch")),)) for _ in range(2)
-    ]
+    blamed = threading.Barrier(3)
+
+    class Hold(TrainingExtension):
+        async def after_batch(self, batch: object) -> None:
+            blamed.wait(20)
+
+    threads = [threading.Thread(target=asyncio.run, args=(run(Hold()),)) for _ in range(2)]
     for thread in threads:
         thread.start()
+    for _ in threads:
+        assert said.acquire(timeout=20)
+    blamed.wait(20)
     for thread in threads:
         thread.join()
     assert len(warnings_of(caplog)) == 2
