@@ -581,6 +581,7 @@ async def test_one_that_never_ends_is_cancelled_within_the_grace_and_named(
     begun = asyncio.get_running_loop().time()
     run = asyncio.create_task(loop.run())
     await asyncio.wait([run])
+    assert run.cancelled() or bool(run.exception()) == (ending == "error")
     assert asyncio.get_running_loop().time() - begun < 0.1 + 1.0
     assert cancelled == [True]
     # It has not cost the run its ending.
