@@ -202,8 +202,10 @@ class BackgroundWork:
 
     async def _give_up(self, begun: float) -> None:
         now = self._loop.time()
+        if self._stop.level is StopLevel.ABANDON:
+            self._stop.is_given_up = True
         _logger.warning(
-            "cancelling what did not end within %.3g s of the training: %s",
+            "cancelling what did not end within %.2f s of the training: %s",
             now - begun,
             ", ".join(job.name for job in self._jobs.values()),
         )
@@ -219,6 +221,8 @@ class BackgroundWork:
         """Cancel all that is under way, with the whole run."""
         if self._given_up_at is None:
             self._given_up_at = self._loop.time()
+        if self._jobs:
+            self._stop.is_given_up = True
         self._cancel()
 
     def _cancel(self) -> None:

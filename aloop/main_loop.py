@@ -56,7 +56,8 @@ class MainLoop:
         signals: ``"auto"``: SIGINT (Ctrl-C) stops the run after the epoch, a second one or
             SIGTERM after the batch; where the program has a handler of its own, both stop it
             after the batch, and that handler is called too. ``"chain"``: as if it always had;
-            ``"replace"``: as if it never had; ``"off"``: no signal is listened to.
+            ``"replace"``: as if it never had, but for a handler of ``loop.add_signal_handler``;
+            ``"off"``: no signal is listened to.
         grace_s: seconds that a run which is to stop after the batch has for that and for its
             extensions, before they are given up.
         stall_warning_s: seconds after which an extension, the stream or a step that holds the

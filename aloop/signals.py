@@ -30,7 +30,8 @@ __all__ = ["SIGNALS", "SignalMode", "check_mode", "subscribed"]
 
 SignalMode: TypeAlias = Literal["auto", "chain", "replace", "off"]
 """``"auto"``: chain to a handler of the program, otherwise take over; ``"chain"``: chain to what
-there is, Python's own included; ``"replace"``: take over; ``"off"``: never listen."""
+there is, Python's own included; ``"replace"``: take over, unless the handler is one that an event
+loop could not be given back; ``"off"``: never listen."""
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a run."""
@@ -75,6 +76,13 @@ class _Switchboard:
         """Take the place of the handler that is there."""
         self._earlier = _still_wanted(signal.getsignal(self._number))
         self._is_chained = mode == "chain" or (mode == "auto" and not _may_go(self._earlier))
+        if not self._is_chained and _is_of_a_loop(self._earlier):
+            self._is_chained = True
+            _logger.info(
+                "%s is heard by the program as well: what add_signal_handler has put in place "
+                "could not be put back",
+                self._number.name,
+            )
         if not self._is_chained:
             # Where event loops have no handlers (on Windows, where this is untested), the one
             # below tells the event loop itself.
@@ -262,6 +270,12 @@ def _still_wanted(handler: _Handler) -> _Handler:
         if isinstance(task, asyncio.Task) and task.done():
             return signal.default_int_handler
     return handler
+
+
+def _is_of_a_loop(handler: _Handler) -> bool:
+    """Tell what an event loop puts in place for a handler of the program, which it alone knows."""
+    module = str(getattr(handler, "__module__", ""))
+    return module.partition(".")[0] in ("asyncio", "uvloop") and not _is_from_runner(handler)
 
 
 def _is_from_runner(handler: _Handler) -> bool:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import uvloop
 from recorder import Recorder
 
 from aloop import FinishAfter, MainLoop, TrainingExtension, TrainingLog, as_algorithm
@@ -263,6 +264,30 @@ async def test_replace_leaves_a_handler_of_the_program_out(in_place) -> None:
     await loop.run()
     assert handler.numbers == []
     assert loop.status["iterations_done"] == 10  # the first press ends the epoch, as without one
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("mode", ["auto", "chain", "replace"])
+def test_what_the_program_has_added_to_the_event_loop_hears_during_the_run_and_after(
+    mode, factory
+) -> None:
+    async def main() -> None:
+        heard: list[str] = []
+        running = asyncio.get_running_loop()
+        running.add_signal_handler(signal.SIGTERM, heard.append, "heard")
+        loop = ten_batches({2: [signal.SIGTERM]}, signals=mode)
+        await loop.run()
+        assert loop.status["iterations_done"] == 2
+        assert heard == ["heard"]
+        signal.raise_signal(signal.SIGTERM)
+        while len(heard) < 2:
+            await asyncio.sleep(0)
+        running.remove_signal_handler(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(asyncio.wait_for(main(), 20))
+    signal.signal(signal.SIGTERM, before)
 
 
 async def test_replace_listens_to_a_signal_that_the_program_ignores(in_place) -> None:

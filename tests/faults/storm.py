@@ -32,8 +32,16 @@ from storm_oracle import SIGNALS, Entry, Judgement, Seen
 from storm_schedule import Event, Fault, Schedule, draw
 
 import aloop.training
-from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingAlgorithm, TrainingExtension
+from aloop import (
+    FinishAfter,
+    MainLoop,
+    SimpleExtension,
+    SQLiteLog,
+    TrainingAlgorithm,
+    TrainingExtension,
+)
 from aloop import as_algorithm as algorithm_of
+from aloop.background import BackgroundWork
 from aloop.errors import AlreadyRunningError, NotRunningError
 from aloop.extensions.dispatch import Dispatcher
 from aloop.signals import _Switchboard
@@ -152,6 +160,27 @@ class Flush(TrainingExtension):
             rows = len(self.storm.rows)
             await log.flush()
             self.storm.acknowledge(rows)
+
+
+class Beside(SimpleExtension):
+    """Records beside the training, some turns after each batch, in the row of that batch."""
+
+    def __init__(self, storm: "Storm") -> None:
+        super().__init__(background=True)
+        self.storm = storm
+        self.add_condition(["after_batch"], self.is_due)
+
+    def is_due(self, log: object) -> bool:
+        self.storm.due_beside += 1
+        return True
+
+    async def do(self, which_callback: str, batch: int) -> None:
+        for _ in range(10 * (self.storm.schedule.seed % 5)):
+            await asyncio.sleep(0)
+        log = self.main_loop.log
+        log.current_row["c"] = 2 * batch
+        self.storm.done_beside += 1
+        self.storm.late_rows.append((log.h_uuid, self.main_loop.status["iterations_done"], batch))
 
 
 class Faulty(TrainingExtension):
@@ -282,6 +311,8 @@ class Storm:
         self.taken: list[int] = []
         self.iterations: list[int] = []
         self.rows: list[tuple[object, int, int]] = []  # those that are complete
+        self.late_rows: list[tuple[object, int, int]] = []  # those with what was beside them
+        self.due_beside = self.done_beside = 0
         self.epochs_begun = 0
         self.is_calm = False
         self.is_running = False
@@ -338,8 +369,10 @@ class Storm:
 
     def do_sigint(self, event: Event) -> None:
         if self.schedule.host != "none":
-            is_running = self.is_running and self.schedule.mode == "replace"
-            self.sent_to_host += [event.action] * (not is_running)
+            is_taken = (
+                self.is_running and self.schedule.mode == "replace" and not self.schedule.is_chained
+            )
+            self.sent_to_host += [event.action] * (not is_taken)
         number = signal.Signals[event.action]
         if event.by == "kill":
             os.kill(os.getpid(), number)
@@ -482,7 +515,12 @@ class Storm:
             Algorithm(self),
             self.make_stream(),
             log=log,
-            extensions=[Director(self), *(extensions[name] for name in schedule.order), Tail(self)],
+            extensions=[
+                Director(self),
+                Beside(self),
+                *(extensions[name] for name in schedule.order),
+                Tail(self),
+            ],
             signals=schedule.mode,
             grace_s=schedule.grace_s,
         )
@@ -524,6 +562,11 @@ class Storm:
             self.wrong.append(f"run {number}: after its end came {late}")
         run = self.loop.log.h_uuid
         records = self.records_of(run)
+        if self.due_beside != self.done_beside and "step_abandoned" not in records:
+            self.wrong.append(
+                f"run {number}: {self.done_beside} of {self.due_beside} beside it were done"
+            )
+        self.due_beside = self.done_beside = 0
         seen = Seen(
             outcome,
             records,
@@ -657,10 +700,17 @@ class Storm:
             return
         if self.query("PRAGMA integrity_check") != [("ok",)]:
             self.wrong.append("the file is damaged")
-        found = self.query("SELECT run, time, key, value FROM entries WHERE key IN ('a', 'b')")
+        sql = "SELECT run, time, key, value FROM entries WHERE key IN ('a', 'b', 'c')"
         rows: dict[tuple[str, int], dict[str, object]] = defaultdict(dict)
-        for run, time, key, value in found:
-            rows[run, time][key] = value
+        late: dict[tuple[str, int], object] = {}
+        for run, time, key, value in self.query(sql):
+            if key == "c":
+                late[run, time] = value
+            else:
+                rows[run, time][key] = value
+        for run, time, batch in self.late_rows:
+            if late.get((str(run), time)) != 2 * batch:
+                self.wrong.append(f"what was recorded beside iteration {time} is not in the file")
         for run, time, batch in self.rows:
             row = rows.get((str(run), time))
             if row != {"a": batch, "b": -batch}:
@@ -851,6 +901,15 @@ def interrupt_twice() -> None:
     real, Dispatcher.call_all = Dispatcher.call_all, call_all
 
 
+def leave_the_background() -> None:
+    """An ending does not wait for what is beside the training."""
+
+    async def finish(work):
+        work._cancel()
+
+    BackgroundWork.finish = finish
+
+
 def keep_the_handler() -> None:
     """The handler that was there before does not come back."""
 
@@ -870,6 +929,7 @@ BREAKS = {
         flush_nothing,
         hear_no_cancel,
         interrupt_twice,
+        leave_the_background,
         keep_the_handler,
     )
 }

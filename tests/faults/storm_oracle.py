@@ -354,7 +354,9 @@ class Judgement:
         given_up = self.seen.outcome == "keyboard" or (
             self.seen.outcome == "cancelled" and not cancels
         )
+        # What has raised has come to an end, too.
         ended = {(e.name, e.n) for e in trace.all_of("end")}
+        ended |= {_end_of_fault(e.name) for e in trace.all_of("raise")}
         is_cut = any(
             ("after_batch" if e.name == "before_batch" else e.name, e.n) not in ended
             for e in trace.all_of("begin")
@@ -385,6 +387,12 @@ class Judgement:
 
 def _place(fault: str) -> str:
     return fault.split(" ")[0]
+
+
+def _end_of_fault(fault: str) -> tuple[str, int]:
+    """Give the callback that a fault ended, with its number; a step is of its batch."""
+    place, number = fault.split(" ")
+    return "after_batch" if place == "step" else place, int(number)
 
 
 def _cause(action: str) -> str:

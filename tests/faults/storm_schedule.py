@@ -55,11 +55,18 @@ class Schedule:
     events: list[Event] = field(default_factory=list)
 
     @property
+    def is_chained(self) -> bool:
+        """Whether the program hears signals too, while a run does."""
+        if self.mode == "replace":
+            return self.host == "loop"  # whose handler could not be put back
+        return self.host != "none" and self.mode != "off"
+
+    @property
     def facts(self) -> Facts:
         return Facts(
             grace_s=self.grace_s,
             is_heard=self.mode != "off",
-            is_chained=self.host != "none" and self.mode in ("auto", "chain"),
+            is_chained=self.is_chained,
             host_raises=self.host == "raising",
             exits=frozenset(fault.name for fault in self.faults if fault.how == "exits"),
         )

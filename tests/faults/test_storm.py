@@ -23,6 +23,7 @@ DEFECTS = {
     "flush_nothing": "was flushed and is not in the file",
     "hear_no_cancel": "outcome 'returned', permitted ['cancelled']",
     "interrupt_twice": "on_interrupt was called 2 times",
+    "leave_the_background": "beside it were done",
     "keep_the_handler": "the handler of SIGTERM is",
 }
 """What `storm.BREAKS` puts into aloop, with what the harness has to say of it."""
