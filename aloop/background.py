@@ -10,25 +10,31 @@ import contextvars
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable, iscoroutine
 from typing import Any, Final, TypeAlias, cast
 
 from aloop.errors import ArgumentError, NotRunningError, TrainingFinish, brief
+from aloop.offload import Worker, current_worker
 from aloop.stalls import blames
 from aloop.stopping import LeftBehind, StopLevel, StopRequest
-from aloop.tasks import create_hidden_task, whereabouts
+from aloop.tasks import CANCEL_AGAIN_S, create_hidden_task, current_part, whereabouts
 
-__all__ = ["BackgroundWork"]
+__all__ = ["BackgroundWork", "current_moment"]
 
 SHARE: Final = 0.9
 """How much of the grace of a run that is stopped it may use up: the callbacks need some too."""
 
-CANCELLED_S: Final = 0.5
-"""How long what was cancelled has to end."""
+CANCELLED_S: Final = 0.4
+"""How long what was cancelled has to end: a little less than a part of the run has."""
 
-_CANCEL_AGAIN_S: Final = 0.05
+HURRIED_PAUSE_S: Final = 0.1
+"""How long a pause is at the most when the run is to stop."""
+
+current_moment: Final[ContextVar[Any]] = ContextVar("aloop_moment", default=None)
+"""The `Moment` that the running task is about; None in the training itself."""
 
 # What takes the arguments that come with it, and returns something that can be awaited.
 _Function: TypeAlias = Callable[..., Awaitable[Any]]
@@ -61,11 +67,17 @@ class BackgroundWork:
         self._thread = threading.get_ident()
         self._jobs: dict[asyncio.Task[None], _Job] = {}
         self._left: dict[asyncio.Task[None], _Job] = {}  # those that would not end
-        self._last: dict[object, asyncio.Task[None]] = {}  # by owner, of those that take turns
-        self._slow: set[object] = set()
+        self._last: dict[int, asyncio.Task[None]] = {}  # by owner's id, of those that take turns
+        self._slow: dict[int, object] = {}  # the owners that were waited for
         self._failures: list[BaseException] = []  # that no ending has been told of
         self._given_up_at: float | None = None  # when all was cancelled with the run
         self._idle: asyncio.Future[None] | None = None
+        self.part = object()
+        """Stands for it in `aloop.tasks.current_part`."""
+        self.worker: Worker | None = None
+        """The worker of the run, in which `run_in_worker` calls from here too."""
+        self.is_finishing = False
+        """Whether an ending waits for it, and hears of a stop without more."""
         self.is_over = False
         """Whether the run has ended: nothing begins any more, and nothing counts."""
 
@@ -99,20 +111,39 @@ class BackgroundWork:
         """
         self._refuse_if_over()
         stop = self._stop
-        while (before := self._last.get(owner)) is not None and not stop.must_leave:
-            if owner not in self._slow:
-                self._slow.add(owner)
+        while (before := self._last.get(id(owner))) is not None and not stop.must_leave:
+            if id(owner) not in self._slow:
+                self._slow[id(owner)] = owner
                 _logger.warning(
                     "%s is due again before it has ended; the training waits for it", name
                 )
             await asyncio.wait([before, stop.news()], return_when=asyncio.FIRST_COMPLETED)
+        if not (stop.failure is None or isinstance(stop.failure, TrainingFinish)):
+            return  # perhaps its own
         work = func(*args) if before is None else _after(before, func, args)
-        task = self._last[owner] = self._start(work, name)
+        task = self._last[id(owner)] = self._start(work, name)
         task.add_done_callback(partial(self._forget_last, owner))
 
     def _forget_last(self, owner: object, task: asyncio.Task[None]) -> None:
-        if self._last.get(owner) is task:
-            del self._last[owner]
+        if self._last.get(id(owner)) is task:
+            del self._last[id(owner)]
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait so many seconds, or until the run is to stop, and give whether that came to be.
+
+        Short, when the run is to stop already.
+        """
+        job = self._jobs.get(cast("Any", asyncio.current_task()))
+        if job is not None and job.is_cancelled:
+            raise asyncio.CancelledError  # which it has made an error of its own out of
+        stop = self._stop
+        if stop.must_leave:
+            await asyncio.sleep(min(seconds, HURRIED_PAUSE_S))
+            return False
+        ends_at = self._loop.time() + seconds
+        while not stop.must_leave and (left_s := ends_at - self._loop.time()) > 0:
+            await asyncio.wait([stop.news()], timeout=left_s)
+        return stop.must_leave
 
     def _refuse_if_over(self) -> None:
         if self.is_over:
@@ -126,13 +157,20 @@ class BackgroundWork:
         try:
             self._refuse_if_over()
             self._start(_made(func, args), name)
-        except Exception as error:  # noqa: BLE001 - it counts as a failure of the work
+        except BaseException as error:  # noqa: BLE001 - it counts as a failure of the work
             self._on_failure(error, name)
 
     def _start(self, work: Awaitable[Any], name: str) -> asyncio.Task[None]:
         job = _Job(name, work)
         job.coroutine = self._see_through(job, name)
-        task = create_hidden_task(job.coroutine, name=f"aloop: {name}")
+        context = contextvars.copy_context()
+        for variable, value in (
+            (current_worker, self.worker),
+            (current_part, self.part),
+            (current_moment, None),
+        ):
+            context.run(cast("ContextVar[Any]", variable).set, value)
+        task = create_hidden_task(job.coroutine, name=f"aloop: {name}", context=context)
         self._jobs[task] = job
         task.add_done_callback(self._on_end)
         return task
@@ -147,10 +185,13 @@ class BackgroundWork:
                 _logger.warning("%s was cancelled, and not by its run", name)
         except LeftBehind:
             pass  # it has noticed by itself that it is of no use any more
-        except GeneratorExit:
-            raise  # with its event loop gone
-        except BaseException as error:  # noqa: BLE001 - it ends the run
-            self._on_failure(error, name)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not self._loop.is_running():
+                raise  # with its event loop gone
+            if job.is_cancelled and not self.is_over:
+                _logger.warning("%s failed when it was cancelled: %s", name, brief(error))
+            else:
+                self._on_failure(error, name)
 
     def _on_failure(self, error: BaseException, name: str) -> None:
         if self.is_over:
@@ -174,6 +215,17 @@ class BackgroundWork:
         Gives what failed of it since the last time, further failures as notes on the first.
         """
         begun = self._loop.time()
+        self.is_finishing = True
+        try:
+            await self._wait_and_give_up(begun)
+        finally:
+            self.is_finishing = False
+        failures, self._failures = self._failures, []
+        for other in failures[1:]:
+            failures[0].add_note(f"beside the training this was raised, too: {brief(other)}")
+        return failures[0] if failures else None
+
+    async def _wait_and_give_up(self, begun: float) -> None:
         while self._jobs and (left_s := self._ends_at(begun) - self._loop.time()) > 0:
             await asyncio.wait(
                 [self._until_idle(), self._stop.news()],
@@ -182,10 +234,6 @@ class BackgroundWork:
             )
         if self._jobs:
             await self._give_up(begun)
-        failures, self._failures = self._failures, []
-        for other in failures[1:]:
-            failures[0].add_note(f"beside the training this was raised, too: {brief(other)}")
-        return failures[0] if failures else None
 
     def _until_idle(self) -> "asyncio.Future[None]":
         if self._idle is None or self._idle.done():
@@ -214,7 +262,7 @@ class BackgroundWork:
             self._cancel()  # again and again, for some swallow a cancellation
             if not self._jobs or (left_s := ends_at - self._loop.time()) <= 0:
                 break
-            await asyncio.wait([self._until_idle()], timeout=min(_CANCEL_AGAIN_S, left_s))
+            await asyncio.wait([self._until_idle()], timeout=min(CANCEL_AGAIN_S, left_s))
         self._leave()
 
     def abandon(self) -> None:

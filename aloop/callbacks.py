@@ -19,9 +19,11 @@ answer to is a member of `CallbackName`::
             COMMIT, then look for a finish
         after_epoch
         COMMIT, then look for a finish
+    wait for what runs beside the training, here and after the callbacks that follow
     on_interrupt                             # when somebody stopped the run from outside
     after_training                           # when the run ended in good order
-    on_error(exception)                      # when the step, the stream or an extension raised
+    on_error(exception)                      # when the step, the stream, an extension or
+                                             # background work raised
     COMMIT; close what was opened; put the signal handlers back
 """
 

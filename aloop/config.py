@@ -46,8 +46,8 @@ def _count(text: str) -> int:
 
 def _seconds(text: str) -> float:
     number = float(text)
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"{number:g} is no number of seconds; expected 0 or more")
+    if not (number == 0 or 0.001 <= number < float("inf")):
+        raise ValueError(f"{number:g} is no such time; expected 0.001 s or more, or 0 for none")
     return number
 
 

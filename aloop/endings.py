@@ -134,7 +134,7 @@ def _record(failure: BaseException, log: TrainingLog) -> None:
     text = "".join(traceback.format_exception(failure))[-_MAX_TRACEBACK:]
     text = text.encode(errors="backslashreplace").decode()
     log.current_row.write_trusted("got_exception", text)
-    _logger.error("the training was ended by %s: %s", type(failure).__name__, failure)
+    _logger.error("the training was ended by %s", brief(failure))
 
 
 async def _tell(failure: BaseException, extensions: Callbacks, *, was_interrupted: bool) -> None:

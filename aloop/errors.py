@@ -4,6 +4,8 @@ Every error is an `AloopError` and also the standard type that a caller would ca
 message says what was given, what was expected and what to do about it.
 """
 
+from numbers import Real
+
 __all__ = [
     "AloopError",
     "AlreadyRunningError",
@@ -12,6 +14,7 @@ __all__ = [
     "ConfigurationError",
     "EmptyEpochError",
     "ExtensionLookupError",
+    "GivenUpError",
     "JournalError",
     "LogFileError",
     "LogInUseError",
@@ -33,6 +36,7 @@ __all__ = [
     "UnknownTriggerError",
     "brief",
     "is_other",
+    "seconds_of",
 ]
 
 
@@ -70,6 +74,10 @@ class EmptyEpochError(AloopError, ValueError):
 
 class ExtensionLookupError(AloopError, LookupError, ValueError):
     """No extension has the name that was looked for, or several have."""
+
+
+class GivenUpError(AloopError, RuntimeError):
+    """The run that is waited for was given up, or cancelled by somebody else."""
 
 
 class JournalError(AloopError, RuntimeError):
@@ -149,6 +157,17 @@ def is_other(name: str, given: object, usual: str, other: str) -> bool:
     if given not in (usual, other):
         raise ArgumentError(f"{name} is {given!r}; expected {usual!r} or {other!r}; leave it out")
     return given == other
+
+
+def seconds_of(value: object) -> float | None:
+    """Give a number of seconds, 0 or more, as a float, and None for what is no such thing."""
+    if value is True or not isinstance(value, Real):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if seconds >= 0 else None
 
 
 def brief(error: BaseException) -> str:

@@ -14,7 +14,7 @@ class Possession:
 
     Parameters:
         owner: how messages call the run.
-        is_over: says whether the run has ended, though nobody gave anything back.
+        is_over: says whether the run needs it no more, though nobody gave anything back.
     """
 
     def __init__(self, owner: str, is_over: Callable[[], bool]) -> None:

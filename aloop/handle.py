@@ -4,13 +4,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any, Literal
 
-from aloop.errors import NotRunningError, brief
+from aloop.errors import ArgumentError, GivenUpError, NotRunningError, brief
 from aloop.log.base import TrainingLog
 from aloop.stopping import RunState
 from aloop.supervision import Supervisor
-from aloop.tasks import Patience, create_hidden_task
+from aloop.tasks import Patience, create_hidden_task, current_part
 
 __all__ = ["RunHandle", "beside"]
 
@@ -29,8 +30,15 @@ class RunHandle:
     ) -> None:
         self._supervisor = supervisor
         self._run = run
+        self._traceback: TracebackType | None = None
         self.log = log
         """The record of the training."""
+        run.add_done_callback(self._keep_traceback)
+
+    def _keep_traceback(self, run: "asyncio.Task[BaseException | None]") -> None:
+        # As it is before it grows with each who waits.
+        failure = None if run.cancelled() else run.result()
+        self._traceback = None if failure is None else failure.__traceback__
 
     @property
     def state(self) -> RunState:
@@ -61,7 +69,7 @@ class RunHandle:
         self._supervisor.resume()
 
     async def wait_paused(self) -> bool:
-        """Wait until the run holds still after `pause`, nothing of its training under way.
+        """Wait until the run holds still after `pause`, no step or callback under way.
 
         Gives False when it does not come to that: it was resumed, is to stop, or has ended.
         """
@@ -70,12 +78,21 @@ class RunHandle:
     async def wait(self) -> TrainingLog:
         """Wait until the run has ended and give its log, or raise what it failed with.
 
-        Any number of tasks can wait, and be cancelled in it, which the run does not notice.
+        Any number of tasks can wait, and be cancelled in it, which the run does not notice. Raises
+        `GivenUpError` where `MainLoop.run` raises CancelledError, for nobody has cancelled the one
+        who waits.
         """
+        if self._supervisor.is_part(current_part.get()):
+            raise ArgumentError(
+                "handle.wait() was awaited in a callback, a step or background work of the run "
+                "itself, which waits for that; expected a task outside the run"
+            )
         await asyncio.wait([self._run])
         failure = self._run.result()
+        if isinstance(failure, asyncio.CancelledError):
+            raise GivenUpError(f"the run that was waited for is over: {failure}") from failure
         if failure is not None:
-            raise failure
+            raise failure.with_traceback(self._traceback or failure.__traceback__)
         return self.log
 
 

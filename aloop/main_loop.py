@@ -34,6 +34,7 @@ class _Run:
 
     supervisor: Supervisor
     possession: Possession
+    """What it alone may use, until nothing of the run is under way any more."""
     stall_warning_s: float
 
 
@@ -91,7 +92,7 @@ class MainLoop:
         self._stall_warning_s = (
             None if stall_warning_s is None else check_warning_time(stall_warning_s)
         )
-        self._supervisor: Supervisor | None = None
+        self._last_run: _Run | None = None
         self._training.dispatcher = self._dispatcher = Dispatcher(
             self, () if extensions is None else extensions, self._training.timed
         )
@@ -112,6 +113,7 @@ class MainLoop:
 
     @data_stream.setter
     def data_stream(self, data_stream: Stream) -> None:
+        self._take_stream(data_stream)
         self._training.data_stream = data_stream
 
     @property
@@ -166,7 +168,7 @@ class MainLoop:
     @property
     def state(self) -> RunState:
         """Where the loop is in the life of its run."""
-        return RunState.NEW if self._supervisor is None else self._supervisor.state
+        return RunState.NEW if self._last_run is None else self._last_run.supervisor.state
 
     @property
     def iteration_state(self) -> tuple[Any, Any]:
@@ -175,6 +177,7 @@ class MainLoop:
 
     @iteration_state.setter
     def iteration_state(self, state: tuple[Any, Any]) -> None:
+        self._take_stream(state[0])
         self._training.data_stream, self._training.epoch_iterator = state
 
     def find_extension(self, name: str) -> TrainingExtension:
@@ -260,18 +263,23 @@ class MainLoop:
             yield handle
 
     def _run_under_way(self, asked: str) -> Supervisor:
-        supervisor = self._supervisor
-        if supervisor is None or not supervisor.is_running:
+        run = self._last_run
+        if run is None or not run.supervisor.is_running:
             raise NotRunningError(
                 f"{asked} was asked for while no run is under way; expected one to ask it of; do "
                 "so after run() has begun, or from an extension"
             )
-        return supervisor
+        return run.supervisor
+
+    def _take_stream(self, stream: Stream) -> None:
+        """Take another stream for the run that is under way, if there is one."""
+        if self._last_run is not None and self._last_run.supervisor.is_running:
+            self._last_run.possession.take(exclusive_parts(stream))
 
     def _begin(self) -> _Run:
         """Begin a run, as far as that takes no time, or refuse it."""
-        if self._supervisor is not None:
-            self._supervisor.refuse_another(self.position)
+        if self._last_run is not None:
+            self._last_run.supervisor.refuse_another(self.position)
         is_profiled = config.profile  # which may be refused, before anything is taken
         warning_s = self._stall_warning_s
         warning_s = config.stall_warning_s if warning_s is None else warning_s
@@ -279,7 +287,7 @@ class MainLoop:
         background = BackgroundWork(stop, self._grace_s)
         supervisor = Supervisor(stop, background, self._grace_s, self._dispatcher.halt)
         owner = f"another run ({self.log.name or self.log.h_uuid[:8]})"
-        possession = Possession(owner, lambda: not supervisor.is_running)
+        possession = Possession(owner, lambda: supervisor.has_let_go)
         possession.take(exclusive_parts(self.data_stream))
         try:
             self._dispatcher.possess(possession)
@@ -287,14 +295,19 @@ class MainLoop:
             possession.give_back()
             raise
         self._training.begin(stop, background, is_profiled=is_profiled)
-        self._supervisor = supervisor
-        return _Run(supervisor, possession, warning_s)
+        run = self._last_run = _Run(supervisor, possession, warning_s)
+        return run
+
+    @staticmethod
+    def _let_go(run: _Run) -> None:
+        run.supervisor.end()
+        if run.supervisor.has_let_go:
+            run.possession.give_back()
 
     async def _see_through(self, run: _Run) -> TrainingLog:
         training, supervisor = self._training, run.supervisor
         with ExitStack() as stack:
-            stack.callback(self._dispatcher.give_back, run.possession)
-            stack.callback(supervisor.end)
+            stack.callback(self._let_go, run)
             stack.enter_context(watched(run.stall_warning_s))
             stack.enter_context(subscribed(self._signals, supervisor.stop.on_signal))
             await supervisor.see_through(training.train, training.drain, training.close)

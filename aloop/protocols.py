@@ -139,6 +139,10 @@ class Background(Protocol):
         """Do so when what its owner began has ended."""
         ...
 
+    async def pause(self, seconds: float) -> bool:
+        """Wait so many seconds, or until the run is to stop, and give whether it is."""
+        ...
+
 
 class Loop(Protocol):
     """The main loop as extensions see it."""

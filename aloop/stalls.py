@@ -16,19 +16,21 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from time import monotonic
 from types import CodeType, FrameType
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from aloop.errors import ArgumentError
+from aloop.errors import ArgumentError, seconds_of
 
 __all__ = ["blames", "check_warning_time", "watched"]
 
 STEPS: Final = 5
 """How many steps the thread takes in the warning time. A hold that lasts three of them longer than
 that is noticed, a shorter one perhaps."""
+
+LEAST_S: Final = 0.001
+"""The least warning time, below which the guard would be what holds the event loop."""
 
 OTHER: Final = "code of the program, outside its runs,"
 
@@ -57,13 +59,12 @@ def blames(what: str) -> Callable[[_F], _F]:
 
 def check_warning_time(stall_warning_s: object) -> float:
     """Give back the warning time in seconds, 0 to have none; `ArgumentError` if it is no such."""
-    if stall_warning_s is not True and isinstance(stall_warning_s, Real):
-        seconds = float(stall_warning_s)
-        if 0 <= seconds < float("inf"):
-            return seconds
+    seconds = seconds_of(stall_warning_s)
+    if seconds == 0 or (seconds is not None and LEAST_S <= seconds < float("inf")):
+        return seconds
     raise ArgumentError(
-        f"stall_warning_s is {stall_warning_s!r}; expected seconds, 0 to watch nothing; leave it "
-        "out for the setting of that name"
+        f"stall_warning_s is {stall_warning_s!r}; expected seconds, {LEAST_S:g} or more, or 0 to "
+        "watch nothing; leave it out for the setting of that name"
     )
 
 
@@ -114,7 +115,7 @@ class _Guard:
                 return
             if self._answered_at is not None or not self._is_running():
                 continue
-            first = self._stack()
+            first = _Look(self._watched_thread)
             if self._ended.wait(self._warning_s):
                 return
             if self._answered_at is None and self._is_running():
@@ -146,31 +147,17 @@ class _Guard:
         loop = self._loop()
         return loop is not None and loop.is_running()
 
-    def _stack(self) -> list[FrameType]:
-        """Give the frames of the event loop's thread, from the outermost to the innermost."""
-        # Public, as its documentation says.
-        frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        frame = frames.get(self._watched_thread)
-        found: list[FrameType] = []
-        while frame is not None:
-            found.append(frame)
-            frame = frame.f_back
-        return found[::-1]
-
-    def _culprit(self, first: list[FrameType]) -> str | None:
+    def _culprit(self, first: "_Look") -> str | None:
         """Give who is to blame, and name them the first time."""
-        second = self._stack()
-        same = 0
-        while same < min(len(first), len(second)) and first[same] is second[same]:
-            same += 1
-        held = second[:same]
-        if not held or _is_event_loops(held[-1]):
+        second = _Look(self._watched_thread)
+        held = second.held_since(first)
+        if not held:
             return None  # it is idle, or many have had their turns
         number, culprit = _to_blame(held)
         is_new = culprit not in self._blamed
         self._blamed.setdefault(culprit, _Blame())
         if is_new:
-            frames = traceback.StackSummary.extract((f, f.f_lineno) for f in second[number:])
+            frames = traceback.StackSummary.extract((f, f.f_lineno) for f in second.frames[number:])
             _logger.warning(
                 "%s has held the event loop for more than %g s, in which nothing else could go "
                 "on; it can await run_in_worker(…) for what takes long. It is at\n%s",
@@ -181,21 +168,60 @@ class _Guard:
         return culprit
 
 
+class _Look:
+    """What a thread was at: its frames from the outermost to the innermost.
+
+    Of functions that call one thing after the other, and say who is to blame for it, it keeps what
+    they said then.
+    """
+
+    def __init__(self, thread: int) -> None:
+        # Public, as its documentation says.
+        frame = sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        self.frames: list[FrameType] = []
+        while frame is not None:
+            self.frames.insert(0, frame)
+            frame = frame.f_back
+        self._said = {
+            id(frame): (frame.f_lasti, _blame(frame))
+            for frame in self.frames
+            if frame.f_code in _marks
+        }
+
+    def held_since(self, first: "_Look") -> list[FrameType]:
+        """Give the frames that were there at an earlier look too; none if nothing was held."""
+        same = 0
+        while same < min(len(first.frames), len(self.frames)) and (
+            first.frames[same] is self.frames[same]
+        ):
+            same += 1
+        held = self.frames[:same]
+        if not held or _is_event_loops(held[-1]):
+            return []
+        key = id(held[-1])
+        if key in self._said and self._said[key] != first._said[key]:  # noqa: SLF001 - its own class
+            return []  # it has called one after the other
+        return held
+
+
 def _is_event_loops(frame: FrameType) -> bool:
     module = str(frame.f_globals.get("__name__", ""))
     return module.partition(".")[0] in ("asyncio", "selectors", "uvloop")
 
 
+def _blame(frame: FrameType) -> str:
+    try:
+        text = _marks[frame.f_code].format_map(frame.f_locals)
+    except Exception:  # noqa: BLE001 - somebody's own representation fails
+        return frame.f_code.co_qualname
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+
+
 def _to_blame(held: list[FrameType]) -> tuple[int, str]:
     """Give the place, in a stack that holds the event loop, of who is to blame, and who that is."""
     for number in reversed(range(len(held))):
-        what = _marks.get(held[number].f_code)
-        if what is not None:
-            try:
-                text = what.format_map(held[number].f_locals)
-            except Exception:  # noqa: BLE001 - somebody's own representation fails
-                text = held[number].f_code.co_qualname
-            return number, text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+        if held[number].f_code in _marks:
+            return number, _blame(held[number])
     # What the event loop has called is the first that is not its own.
     number = len(held) - 1
     while number and not _is_event_loops(held[number - 1]):

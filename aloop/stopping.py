@@ -31,7 +31,9 @@ class StopLevel(IntEnum):
 def as_level(at: object) -> StopLevel:
     """Give the level of a stop at the end of an ``"epoch"`` or a ``"batch"``."""
     if at not in ("epoch", "batch"):
-        raise ArgumentError(f"at is {at!r}; expected 'epoch' or 'batch'")
+        raise ArgumentError(
+            f"at is {at!r}; expected 'epoch' or 'batch'; leave it out for the end of the epoch"
+        )
     return StopLevel.EPOCH if at == "epoch" else StopLevel.BATCH
 
 
@@ -80,6 +82,8 @@ class StopRequest:
         """Whether the run went on without something that would not end."""
         self.is_given_up = False
         """Whether anything was cancelled or left behind before it had settled."""
+        self.part = object()
+        """Stands for the training in `aloop.tasks.current_part`."""
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None

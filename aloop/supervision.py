@@ -24,16 +24,21 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from numbers import Real
 from typing import Final
 
-from aloop.background import BackgroundWork
+from aloop.background import BackgroundWork, current_moment
 from aloop.callbacks import Position
 from aloop.drivers import Driver, Failure, Work
-from aloop.errors import AlreadyRunningError, ArgumentError, NoEventLoopError, brief
+from aloop.errors import (
+    AlreadyRunningError,
+    ArgumentError,
+    NoEventLoopError,
+    brief,
+    seconds_of,
+)
 from aloop.offload import Worker, current_worker
 from aloop.stopping import RunState, StopLevel, StopRequest, as_level
-from aloop.tasks import Patience
+from aloop.tasks import CANCEL_AGAIN_S, Patience, current_part
 
 __all__ = ["Supervisor", "check_grace", "require_event_loop"]
 
@@ -42,8 +47,6 @@ ABANDONED_S: Final = 1.0
 
 _CANCELLED_S: Final = 0.5
 """How much of that it waits for what it has cancelled."""
-
-_CANCEL_AGAIN_S: Final = 0.05
 
 _logger = logging.getLogger("aloop")
 
@@ -61,11 +64,9 @@ def require_event_loop(method: str) -> None:
 
 def check_grace(grace_s: object) -> float:
     """Give back the grace, or raise `ArgumentError` if it is no number of seconds."""
-    if grace_s is not True and isinstance(grace_s, Real):
-        with suppress(OverflowError):
-            seconds = float(grace_s)
-            if seconds >= 0:
-                return seconds
+    seconds = seconds_of(grace_s)
+    if seconds is not None:
+        return seconds
     raise ArgumentError(f"grace_s is {grace_s!r}; expected seconds, 0 or more; leave it out")
 
 
@@ -96,6 +97,9 @@ class Supervisor:
         self._worker = Worker()
         self._context = contextvars.copy_context()  # one for all parts of the run
         self._context.run(current_worker.set, self._worker)
+        self._context.run(current_part.set, stop.part)
+        self._context.run(current_moment.set, None)  # where it is run from a background extension
+        background.worker = self._worker
         self._patience = Patience(stop.cancel)
         self._told = StopLevel.NONE
         self._given_up_at: float | None = None
@@ -127,17 +131,31 @@ class Supervisor:
             return RunState.PAUSED
         return RunState.RUNNING if stop.has_started else RunState.STARTING
 
+    def is_part(self, part: object) -> bool:
+        """Say whether this, which `current_part` gives, is of this run."""
+        return part in (self.stop.part, self.background.part)
+
+    @property
+    def has_let_go(self) -> bool:
+        """True when nothing of the run is under way any more."""
+        return not (self.is_running or self.has_left_something)
+
+    @property
+    def has_left_something(self) -> bool:
+        """True while something of the run that was given up is still under way."""
+        is_hung = self._hung is not None and not self._hung.is_done
+        return self._worker.is_busy or is_hung or self.background.is_left
+
     def refuse_another(self, position: Position) -> None:
         """Raise `AlreadyRunningError` if another run would come on top of this one."""
         if self.is_running:
             raise AlreadyRunningError(
-                f"run() was called while this loop is running (at {position}); expected "
+                f"a run was to begin while this loop is running (at {position}); expected "
                 "one run at a time; await the first one, or make another loop"
             )
-        is_hung = self._hung is not None and not self._hung.is_done
-        if self._worker.is_busy or is_hung or self.background.is_left:
+        if self.has_left_something:
             raise AlreadyRunningError(
-                "run() was called while what the last run gave up is still under way (at "
+                "a run was to begin while what the last run gave up is still under way (at "
                 f"{position}); expected it to have ended; wait for it, or make another loop"
             )
 
@@ -157,7 +175,14 @@ class Supervisor:
     async def wait_paused(self) -> bool:
         """Wait until the run holds still; give whether it does, or is to do something else."""
         stop = self.stop
+        if current_part.get() is stop.part:
+            raise AlreadyRunningError(
+                "wait_paused() was awaited in a callback or step of the run that is to hold still, "
+                "which waits for it; expected another task; use start_soon"
+            )
         while self.is_running and stop.is_paused and not stop.is_holding:
+            if stop.is_ending or stop.must_leave:
+                return False
             await asyncio.wait([stop.news()])
         return self.is_running and stop.is_holding
 
@@ -182,8 +207,8 @@ class Supervisor:
         try:
             failure = await self._attend(train(), "aloop training", None)
             self.stop.is_ending = True
+            self.stop.tell()
             failure = await self._attend(drain(failure), "aloop drain", failure)
-            self.background.end()
             failure = await self._attend(close(failure), "aloop close", failure, may_cancel=False)
         finally:
             if self._worker.is_busy:
@@ -191,7 +216,8 @@ class Supervisor:
             self._worker.close()
             self.end()
         seen = self._seen(failure)
-        self._patience.cancellation = None  # whose traceback holds the frames of all callers
+        # Their tracebacks hold the frames of all callers.
+        self._patience.cancellation = self.stop.failure = None
         if seen is not None:
             raise seen
 
@@ -221,7 +247,8 @@ class Supervisor:
                 given_up_for = self._loop.time() - self._given_up_at
                 if may_cancel:
                     self.background.abandon()
-                    if not stop.is_awaited:  # or nothing is in flight, and it ends by itself
+                    # While either is waited for nothing is in flight, and it ends by itself.
+                    if not (stop.is_awaited or self.background.is_finishing):
                         stop.is_given_up = True
                         driver.cancel()  # again and again, for some swallow a cancellation
                     is_over = given_up_for >= _CANCELLED_S
@@ -244,7 +271,7 @@ class Supervisor:
             return
         timeout: float | None = None
         if self._given_up_at is not None:
-            timeout = _CANCEL_AGAIN_S
+            timeout = CANCEL_AGAIN_S
         elif (grace_ends_at := self._grace_ends_at) is not None:
             timeout = max(0.0, grace_ends_at - self._loop.time())
         await self._patience.wait([ended, self.stop.news()], timeout)

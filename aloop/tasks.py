@@ -4,11 +4,27 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
 
 import anyio
 
-__all__ = ["Patience", "create_hidden_task", "show_task", "whereabouts"]
+__all__ = [
+    "CANCEL_AGAIN_S",
+    "Patience",
+    "create_hidden_task",
+    "current_part",
+    "show_task",
+    "whereabouts",
+]
+
+CANCEL_AGAIN_S: Final = 0.05
+"""How long what was cancelled is waited for before it is cancelled again: some swallow it."""
+
+current_part: Final[ContextVar[object]] = ContextVar("aloop_part", default=None)
+"""What of a run the running task is: a token of the request to stop for its training and its
+drain, one of the background work for what is beside it; None outside of runs. A token, for timers
+and other tasks keep the context."""
 
 T = TypeVar("T")
 

@@ -122,10 +122,12 @@ class Training:
 
     async def drain(self, failure: BaseException | None) -> BaseException | None:
         """Let the extensions end what they have begun, if it ever came to that."""
+        finish_background = self._background.finish
         if self._is_open:
-            failure = await drain(
-                failure, self._stop, self.log, self.dispatcher, self._background.finish
-            )
+            self.log.end_training()
+            failure = await drain(failure, self._stop, self.log, self.dispatcher, finish_background)
+        else:
+            await finish_background()  # begun by somebody outside
         self._background.end()
         return failure
 

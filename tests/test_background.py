@@ -4,10 +4,12 @@ import asyncio
 import contextvars
 import gc
 import logging
+import signal
 import sqlite3
 import threading
 import warnings
-from contextlib import closing
+import weakref
+from contextlib import closing, suppress
 from functools import partial
 
 import pytest
@@ -534,7 +536,7 @@ async def test_every_ending_waits_for_it(ending) -> None:
         elif ending == "cancel":
             run.cancel()
         elif ending == "error":
-            raise ValueError
+            raise ValueError("no good")
 
     heard = Heard()
     loop = make_loop(heard, step=step, epochs=1, grace_s=10)
@@ -573,7 +575,7 @@ async def test_one_that_never_ends_is_cancelled_within_the_grace_and_named(
         elif ending == "cancel":
             run.cancel()
         elif ending == "error":
-            raise ValueError
+            raise ValueError("no good")
 
     heard = Heard()
     log = SQLiteLog(tmp_path / "log.sqlite")
@@ -939,3 +941,264 @@ async def test_what_it_records_is_in_a_log_that_was_resumed(tmp_path) -> None:
         assert [read[time].get("evaluated") for time in range(1, 10)] == [
             time if time % 3 == 0 else None for time in range(1, 10)
         ]
+
+
+# ------------------------------------------------------------------ in odd places
+
+
+async def test_changing_the_extensions_from_there_changes_no_condition() -> None:
+    done: list[int] = []
+
+    async def change(extension, *_: object) -> None:
+        done.append(extension.main_loop.status["iterations_done"])
+        if len(done) == 1:
+            extension.main_loop.extensions.append(Heard())
+        if len(done) == 2:
+            extension.main_loop.callbacks_changed()
+
+    await make_loop(Beside(change, every_n_batches=2), epochs=1).run()
+    assert done == [2, 4, 6, 8, 10]
+
+
+async def test_a_loop_that_is_run_in_there_has_its_own_moments(tmp_path) -> None:
+    async def record(extension, *_: object) -> None:
+        extension.main_loop.log.current_row["inner"] = True
+
+    async def run_another(extension, *_: object) -> None:
+        await inner.run()
+        extension.main_loop.log.current_row["outer"] = True
+
+    inner = make_loop(Beside(record, "inner", after_batch=True), epochs=1, stream=range(3))
+    outer = make_loop(Beside(run_another, "outer", after_n_batches=2), epochs=1, stream=range(4))
+    log = await outer.run()
+    assert [dict(log[time]).get("outer") for time in (1, 2, 3)] == [None, True, None]
+    assert not any("inner" in log[time] for time in range(5))
+    assert all(inner.log[time]["inner"] for time in (1, 2, 3))
+
+
+async def test_what_is_started_from_there_finds_the_loop_as_it_is() -> None:
+    seen: list[tuple[int, int]] = []
+
+    async def start(extension, *_: object) -> None:
+        async def look() -> None:
+            await turns(20)
+            seen.append(
+                (extension.main_loop.status["iterations_done"], loop.status["iterations_done"])
+            )
+
+        extension.main_loop.start_soon(look)
+
+    loop = make_loop(Beside(start, after_n_batches=1))
+    await loop.run()
+    assert seen[0][0] == seen[0][1] > 1
+
+
+@pytest.mark.parametrize("where", ["a step", "a thread", "outside"])
+async def test_it_uses_the_worker_of_the_run_wherever_it_was_started(where) -> None:
+    threads: list[str] = []
+    began = asyncio.Event()
+
+    async def work() -> None:
+        threads.append(await run_in_worker(lambda: threading.current_thread().name))
+
+    async def step(batch: int) -> None:
+        began.set()
+        if not batch and where == "a step":
+            loop.start_soon(work)
+        if not batch and where == "a thread":
+            await asyncio.to_thread(loop.start_soon, work)
+        await turns(5)
+
+    loop = make_loop(step=step, epochs=1)
+    run = asyncio.create_task(loop.run())
+    await began.wait()
+    if where == "outside":
+        loop.start_soon(work)
+    await run
+    assert threads == ["aloop worker"]
+
+
+async def test_a_run_that_cannot_open_its_log_waits_for_it_too(tmp_path, caplog) -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        await turns(50)
+        done.append("work")
+
+    loop = make_loop(log=SQLiteLog(tmp_path / "nowhere" / "log.sqlite"))
+    with pytest.raises(OSError, match="nowhere"):
+        async with loop.running():
+            loop.start_soon(work)
+    assert done == ["work"]
+    assert not [m for m in caplog.messages if "would not stop" in m]
+
+
+async def test_giving_up_in_the_wait_for_it_leaves_it_the_time_to_end(caplog) -> None:
+    cleaned: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await turns(10)
+            cleaned.append(True)
+
+    async def step(batch: int) -> None:
+        if not batch:
+            loop.start_soon(work)
+
+    async def outcome() -> BaseException | None:
+        try:
+            await loop.run()
+        except KeyboardInterrupt as error:  # which a task must not raise
+            return error
+        return None
+
+    loop = make_loop(step=step, epochs=1, signals="replace", grace_s=20)
+    run = asyncio.create_task(outcome())
+    while loop.state != "finalizing":
+        await asyncio.sleep(0)
+    for _ in range(2):
+        signal.raise_signal(signal.SIGINT)
+        await turns(3)
+    async with asyncio.timeout(5):
+        assert isinstance(await run, KeyboardInterrupt)
+    assert cleaned == [True]
+    assert loop.log.current_row["step_abandoned"] is True
+    assert not [m for m in caplog.messages if "would not stop" in m]
+
+
+async def test_one_that_was_cancelled_and_fails_in_its_clean_up_fails_no_run(caplog) -> None:
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError("in the clean-up")
+
+    async def step(batch: int) -> None:
+        if not batch:
+            loop.start_soon(work)
+
+    heard = Heard()
+    loop = make_loop(heard, step=step, epochs=1, grace_s=0.05)
+    await loop.run()
+    assert heard.calls == ["after_training"]
+    assert [m for m in caplog.messages if "failed when it was cancelled" in m]
+
+
+async def test_following_the_log_from_there_ends_with_the_training() -> None:
+    rows: list[int] = []
+
+    class Number(TrainingExtension):
+        async def after_batch(self, batch: object) -> None:
+            self.main_loop.log.current_row["n"] = batch
+
+    async def watch() -> None:
+        async for row in loop.log.follow():
+            rows.append(row.time)
+
+    async def step(batch: int) -> None:
+        if loop.status["iterations_done"] == 0:
+            loop.start_soon(watch)
+        await asyncio.sleep(0)
+
+    loop = make_loop(Number(), step=step, epochs=2)
+    async with asyncio.timeout(5):
+        await loop.run()
+    assert rows == list(range(1, 21))
+
+
+async def test_extensions_that_are_equal_or_have_no_hash_are_each_their_own() -> None:
+    class Equal(SimpleExtension):
+        __hash__ = None
+
+        def __init__(self, *args, **options) -> None:
+            super().__init__(*args, background=True, **options)
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        async def do(self, which_callback: str, *args: object) -> None:
+            async with asyncio.timeout(5):
+                await met.wait()
+
+    met = asyncio.Barrier(2)
+    await make_loop(Equal("a", after_n_epochs=1), Equal("b", after_n_epochs=1), epochs=1).run()
+
+
+async def test_an_extension_that_was_left_behind_is_not_given_to_another_loop() -> None:
+    released = asyncio.Event()
+
+    async def hang(extension, *_: object) -> None:
+        await swallow_until(released)
+
+    shared = Beside(hang, "stubborn", after_n_batches=1)
+    first = make_loop(shared, epochs=1, grace_s=0.05)
+    await first.run()
+    second = make_loop(shared, epochs=1)
+    with pytest.raises(AlreadyRunningError, match="'stubborn' is in use by another run"):
+        await second.run()
+    released.set()
+    await turns(5)
+    await second.run()
+
+
+@pytest.mark.parametrize("exit_", [KeyboardInterrupt, SystemExit])
+async def test_an_exit_of_what_a_thread_started_leaves_the_event_loop_alive(exit_) -> None:
+    def leave() -> None:
+        raise exit_
+
+    def step(batch: int) -> None:
+        loop.start_soon(leave)
+
+    loop = make_loop(step=step)
+    try:
+        await loop.run()
+    except exit_:
+        pass
+    else:
+        pytest.fail("nothing was raised")
+
+
+async def test_a_failure_keeps_no_frames_alive_after_the_run() -> None:
+    class Big:
+        """What a frame holds."""
+
+    async def fail(extension, *_: object) -> None:
+        big = Big()
+        kept.append(weakref.ref(big))
+        raise ValueError("no good")
+
+    kept: list[weakref.ref] = []
+    loop = make_loop(Beside(fail, after_n_batches=1))
+    with suppress(ValueError):
+        await loop.run()
+    gc.collect()
+    assert kept[0]() is None
+
+
+async def test_it_is_not_begun_again_after_it_has_failed() -> None:
+    calls = 0
+
+    async def fail(extension, *_: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise ValueError("no good")
+
+    loop = make_loop(Beside(fail, after_batch=True))
+    with pytest.raises(ValueError, match="no good") as caught:
+        await loop.run()
+    assert calls == 1
+    assert len(caught.value.__notes__) == 1
+
+
+async def test_what_is_assigned_to_the_loop_from_there_is_assigned_to_the_loop() -> None:
+    async def assign(extension, *_: object) -> None:
+        extension.main_loop.tag = "here"
+        row = extension.main_loop.log.current_row
+        row |= {"a": 1}
+        assert (row.time, row.copy(), row | {"b": 2}) == (1, {"a": 1}, {"a": 1, "b": 2})
+
+    loop = make_loop(Beside(assign, after_n_batches=1), epochs=1)
+    log = await loop.run()
+    assert (loop.tag, log[1]["a"]) == ("here", 1)

@@ -4,12 +4,19 @@ import asyncio
 import logging
 import signal
 import threading
+import traceback
 
 import anyio
 import pytest
 
-from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, read_log
-from aloop.errors import AlreadyRunningError, ArgumentError, NoEventLoopError, NotRunningError
+from aloop import FinishAfter, MainLoop, RunHandle, SQLiteLog, TrainingExtension, read_log
+from aloop.errors import (
+    AlreadyRunningError,
+    ArgumentError,
+    GivenUpError,
+    NoEventLoopError,
+    NotRunningError,
+)
 
 
 async def turns(number: int) -> None:
@@ -419,6 +426,95 @@ def test_a_request_from_a_thread_to_an_event_loop_that_is_closed_is_none() -> No
     thread.start()
     thread.join()
     assert handle.state == "closed"
+
+
+async def test_who_waits_for_a_run_that_was_given_up_is_not_cancelled() -> None:
+    in_step = asyncio.Event()
+
+    async def step(batch: object) -> None:
+        in_step.set()
+        await asyncio.Event().wait()
+
+    loop = MainLoop(step, [1], grace_s=0.05)
+    with pytest.raises(
+        GivenUpError, match="the run that was waited for is over: the run was given"
+    ):
+        async with loop.running() as handle:
+            await in_step.wait()
+            handle.request_finish("batch")
+            await handle.wait()
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_waiting_often_does_not_make_the_traceback_longer() -> None:
+    async def step(batch: object) -> None:
+        raise ValueError
+
+    loop = MainLoop(step, [1])
+    lengths: list[int] = []
+    try:
+        async with loop.running() as handle:
+            for _ in range(5):
+                try:
+                    await handle.wait()
+                except ValueError as error:
+                    lengths.append(len(traceback.extract_tb(error.__traceback__)))
+    except ValueError:
+        pass
+    assert len(set(lengths)) == 1
+
+
+@pytest.mark.parametrize("where", ["a callback", "background work"])
+@pytest.mark.parametrize("what", ["wait", "wait_paused"])
+async def test_a_run_does_not_wait_for_itself(what, where) -> None:
+    handles: list[RunHandle] = []
+    errors: list[Exception] = []
+
+    async def wait() -> None:
+        handles[0].pause()
+        try:
+            assert await getattr(handles[0], what)()
+        except (ArgumentError, AlreadyRunningError) as error:
+            errors.append(error)
+        handles[0].resume()
+
+    class Wait(TrainingExtension):
+        async def after_batch(self, batch: object) -> None:
+            if self.main_loop.status["iterations_done"] > 1:
+                return
+            if where == "a callback":
+                await wait()
+            else:
+                self.main_loop.start_soon(wait)
+
+    loop = MainLoop(Steps(), range(9), extensions=[Wait(), FinishAfter(after_n_epochs=3)])
+    async with asyncio.timeout(10), loop.running() as handle:
+        handles.append(handle)
+        await handle.wait()
+    # Background work may wait for the training to hold still, and for nothing else.
+    may = (what, where) == ("wait_paused", "background work")
+    assert len(errors) == (0 if may else 1)
+
+
+async def test_who_waits_for_a_pause_beside_a_training_that_fails_is_told() -> None:
+    told: list[bool] = []
+
+    async def wait() -> None:
+        handles[0].pause()
+        told.append(await handles[0].wait_paused())
+
+    async def step(batch: object) -> None:
+        loop.start_soon(wait)
+        await turns(5)
+        raise ValueError("no good")
+
+    handles: list[RunHandle] = []
+    loop = MainLoop(step, [1])
+    with pytest.raises(ValueError, match="no good"):
+        async with asyncio.timeout(10), loop.running() as handle:
+            handles.append(handle)
+            await handle.wait()
+    assert told == [False]
 
 
 # ------------------------------------------------------------------ pauses

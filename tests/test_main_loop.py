@@ -404,7 +404,7 @@ async def test_running_a_loop_that_is_running_is_refused() -> None:
         async def after_batch(self, batch: object) -> None:
             await self.main_loop.run()
 
-    with pytest.raises(RuntimeError, match="called while this loop is running"):
+    with pytest.raises(RuntimeError, match="a run was to begin while this loop is running"):
         await MainLoop(no_op, [1], extensions=[Again()]).run()
 
 

@@ -317,6 +317,32 @@ async def test_what_can_be_gone_through_by_many_at_once_is_not_refused(source) -
     assert {loop.status["epochs_done"] for loop in loops} == {5}
 
 
+async def test_the_parts_of_a_composite_are_left_alone_by_a_loop_that_is_made_with_it() -> None:
+    child = Record(1)
+    first = MainLoop(no_op, endless, extensions=[child])
+    run = await running(first)
+    second = MainLoop(no_op, range(3), extensions=[CompositeExtension([Record(2), child])])
+    assert child.main_loop is first
+    with pytest.raises(AlreadyRunningError):
+        await second.run()
+    first.request_finish("batch")
+    await run
+
+
+async def test_a_stream_that_is_set_while_a_loop_runs_is_refused_too() -> None:
+    stream = as_stream([1] * 10_000)
+    first, second = MainLoop(no_op, stream), MainLoop(no_op, endless)
+    runs = [await running(first), await running(second)]
+    with pytest.raises(AlreadyRunningError, match="the data stream"):
+        second.data_stream = stream
+    with pytest.raises(AlreadyRunningError, match="the data stream"):
+        second.iteration_state = (stream, iter(()))
+    for loop, run in zip((first, second), runs, strict=True):
+        loop.request_finish("batch")
+        await run
+    second.data_stream = stream
+
+
 async def test_what_was_refused_has_taken_nothing() -> None:
     shared, own = Record(1), Record(2)
     stream = as_stream([1] * 10_000)

@@ -234,6 +234,15 @@ async def test_many_that_each_take_little_are_not_blamed(caplog) -> None:
     assert warnings_of(caplog) == []
 
 
+async def test_many_extensions_that_each_take_little_are_not_blamed(caplog) -> None:
+    class Little(TrainingExtension):
+        async def after_batch(self, batch: object) -> None:
+            time.sleep(0.005)  # as something computes
+
+    await run(*(Little(f"little {n}") for n in range(60)), warning_s=0.1)
+    assert warnings_of(caplog) == []
+
+
 async def test_what_is_offloaded_does_not_hold_the_event_loop(caplog) -> None:
     class Offloaded(TrainingExtension):
         async def after_batch(self, batch: object) -> None:
@@ -393,13 +402,15 @@ async def test_a_run_that_was_stopped_in_a_hold_ends_and_says_who_it_was(caplog)
     assert "'the holder'" in warnings_of(caplog)[0]
 
 
-@pytest.mark.parametrize("value", [-1, "1", True, float("nan"), float("inf"), [1]])
+@pytest.mark.parametrize("value", [-1, "1", True, float("nan"), float("inf"), [1], 1e-6, 10**400])
 def test_a_time_that_makes_no_sense_is_refused(value) -> None:
-    with pytest.raises(ArgumentError, match=r"stall_warning_s is .*; expected seconds, 0 to watch"):
+    with pytest.raises(
+        ArgumentError, match=r"stall_warning_s is .*; expected seconds, 0\.001 or more"
+    ):
         MainLoop(no_op, [1], stall_warning_s=value)
 
 
-@pytest.mark.parametrize("value", ["-1", "soon", "nan", "inf"])
+@pytest.mark.parametrize("value", ["-1", "soon", "nan", "inf", "0.0001"])
 def test_a_setting_that_makes_no_sense_is_refused(value, monkeypatch) -> None:
     monkeypatch.setenv("ALOOP_STALL_WARNING_S", value)
     with pytest.raises(ConfigurationError, match="stall_warning_s"):

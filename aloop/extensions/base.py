@@ -37,6 +37,7 @@ class TrainingExtension:
     name: str
     _main_loop: Loop | None = None
     _limits: Limits = Limits()
+    _is_background: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -58,6 +59,9 @@ class TrainingExtension:
     @property
     def main_loop(self) -> Loop:
         """The loop that this extension belongs to; `NotAttachedError` before it has one."""
+        return self._own_loop()
+
+    def _own_loop(self) -> Loop:
         if self._main_loop is None:
             raise NotAttachedError(
                 f"extension {type(self).__name__} has no main loop yet; expected to be in the "
@@ -83,7 +87,7 @@ class TrainingExtension:
         """Give what is to be called at this callback, or None if there is nothing to do."""
         if type(self).dispatch is not TrainingExtension.dispatch:
             # Somebody's own idea of dispatching, which may answer to anything.
-            return self._limited(lambda *args: self.dispatch(callback, *args), callback)
+            return self._over_dispatch(lambda *args: self.dispatch(callback, *args), callback)
         return self._answer(callback)
 
     def _answer(self, callback: CallbackName) -> Handler | None:
@@ -91,8 +95,21 @@ class TrainingExtension:
         method = self._method(callback)
         return None if method is None else self._limited(method, callback)
 
+    def _over_dispatch(self, dispatch: Handler, callback: str) -> Handler:
+        # As a whole, but for what begins there and is done beside the training.
+        return dispatch if self._is_background else self._held(dispatch, callback)
+
     def _limited(self, handler: Handler, callback: str) -> Handler:
-        return self._limits.over(handler, f"the extension {self.name!r} in {callback}")
+        """Hold a handler to the limits, unless the dispatching around it is held to them."""
+        is_own = type(self).dispatch is not TrainingExtension.dispatch
+        return handler if is_own and not self._is_background else self._held(handler, callback)
+
+    def _held(self, handler: Handler, callback: str) -> Handler:
+        what = f"the extension {self.name!r} in {callback}"
+        return self._limits.over(handler, what, self._pause)
+
+    async def _pause(self, seconds: float) -> bool:
+        return await self._own_loop().background.pause(seconds)
 
     def _method(self, callback: CallbackName) -> Handler | None:
         """Give the method of that name, if it is overridden."""

@@ -108,7 +108,7 @@ class Dispatcher:
     def __init__(self, loop: Loop, extensions: Iterable[TrainingExtension], timed: Timed) -> None:
         self._loop = loop
         self._timed = timed
-        self._possession: Possession | None = None  # of the run that is under way
+        self._possession: Possession | None = None  # of the last run
         self.extensions = _ExtensionList(extensions, self._accept, self.compile)
         self.compile()
 
@@ -120,7 +120,7 @@ class Dispatcher:
         """Ask each extension what it does at which callback."""
         for extension in self.extensions:
             # Another loop that runs with it shall go on to the end, and this one not begin.
-            if possessor_of(extension) in (None, self._possession):
+            if all(possessor_of(part) in (None, self._possession) for part in extension.parts()):
                 extension.main_loop = self._loop
         self._table = {callback: self._compiled(callback) for callback in CallbackName}
         self.before_batch = self._table[CallbackName.BEFORE_BATCH]
@@ -131,14 +131,8 @@ class Dispatcher:
         possession.take(_things(self.extensions))
         self._possession = possession
 
-    def give_back(self, possession: Possession) -> None:
-        """Let others have what a run has taken."""
-        possession.give_back()
-        if self._possession is possession:
-            self._possession = None
-
     def _accept(self, extensions: list[TrainingExtension]) -> None:
-        if self._possession is not None:
+        if self._possession is not None and not self._possession.is_over():
             self._possession.take(_things(extensions))
 
     def halt(self) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TextIO, Unpack
 
 from aloop.callbacks import CallbackName
 from aloop.extensions.base import TrainingExtension
+from aloop.extensions.limits import LimitOptions
 from aloop.extensions.simple import Options, SimpleExtension
 
 if TYPE_CHECKING:
@@ -67,11 +68,13 @@ class ProgressBar(TrainingExtension):
 
     Parameters:
         file: where to show it; standard error unless given.
-        name: as for `TrainingExtension`.
+        name, limits: as for `TrainingExtension`.
     """
 
-    def __init__(self, file: TextIO | None = None, name: str | None = None) -> None:
-        super().__init__(name)
+    def __init__(
+        self, file: TextIO | None = None, name: str | None = None, **limits: Unpack[LimitOptions]
+    ) -> None:
+        super().__init__(name, **limits)
         self.file = file
         self.bar: tqdm[Any] | None = None
 

@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from inspect import isawaitable
-from numbers import Real
 from operator import index
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast, get_args
 
-from aloop.errors import ArgumentError, TrainingFinish, brief
+from aloop.errors import ArgumentError, TrainingFinish, brief, seconds_of
 
-__all__ = ["FailurePolicy", "Handler", "Limits"]
+__all__ = ["FailurePolicy", "Handler", "LimitOptions", "Limits"]
 
 # What a handler returns is awaited if it can be, and ignored otherwise.
 Handler: TypeAlias = Callable[..., object]
@@ -19,10 +18,21 @@ Handler: TypeAlias = Callable[..., object]
 FailurePolicy: TypeAlias = Literal["raise", "log"]
 """``"raise"``: the failure ends the run; ``"log"``: it is logged, and the run goes on."""
 
+
+class LimitOptions(TypedDict, total=False):
+    """The limits, as every extension takes them."""
+
+    timeout_s: float | None
+    on_failure: FailurePolicy
+    retries: int
+
+
 FIRST_PAUSE_S: Final = 0.1
 """How long it waits before it tries again; each further time twice as long."""
 
 LONGEST_PAUSE_S: Final = 5.0
+
+_FOR_EVER: Final = float("inf")
 
 _logger = logging.getLogger("aloop")
 
@@ -42,7 +52,7 @@ class Limits:
     retries: int = 0
 
     def __post_init__(self) -> None:
-        if self.timeout_s is not None and not _is_positive(self.timeout_s):
+        if self.timeout_s is not None and not 0 < (seconds_of(self.timeout_s) or 0) < _FOR_EVER:
             raise ArgumentError(
                 f"timeout_s is {self.timeout_s!r}; expected seconds, more than 0; leave it out "
                 "for a call that may take as long as it does"
@@ -58,33 +68,42 @@ class Limits:
                 "to try once"
             )
 
-    def over(self, handler: Handler, what: str) -> Handler:
-        """Hold a handler to the limits; `what` is how the log calls it.
+    def over(
+        self, handler: Handler, what: str, pause: Callable[[float], Awaitable[bool]]
+    ) -> Handler:
+        """Hold a handler to the limits.
 
-        `TrainingFinish` and cancellations go through.
+        Parameters:
+            handler: what is to be called. `TrainingFinish` and cancellations go through.
+            what: how the log calls it.
+            pause: waits so many seconds, or until the run is to stop; gives whether it is.
         """
         if self == Limits():
             return handler
 
         async def limited(*args: Any) -> None:
-            for attempt in range(self.retries + 1):
+            attempt, is_last = 0, not self.retries
+            while True:
                 try:
                     await self._call(handler, what, *args)
                     return
                 except TrainingFinish:
                     raise
                 except Exception as error:  # noqa: BLE001 - it is what they are about
-                    if attempt == self.retries:
-                        self._fail(error, what)
+                    attempt += 1
+                    if is_last:
+                        self._fail(error, what, attempt)
                         return
                     _logger.warning(
                         "%s failed, and is tried again: %s (%d of %d times)",
                         what,
                         brief(error),
-                        attempt + 1,
+                        attempt,
                         self.retries,
                     )
-                await asyncio.sleep(min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S))
+                # A stop does not wait for a server that is down: it is tried once more, at once.
+                seconds = min(FIRST_PAUSE_S * 2 ** min(attempt - 1, 30), LONGEST_PAUSE_S)
+                is_last = await pause(seconds) or attempt == self.retries
 
         return limited
 
@@ -102,16 +121,12 @@ class Limits:
                 ) from error
             raise
 
-    def _fail(self, error: Exception, what: str) -> None:
-        if self.retries:
-            error.add_note(f"{what} failed {self.retries + 1} times in a row")
+    def _fail(self, error: Exception, what: str, attempts: int) -> None:
+        if attempts > 1:
+            error.add_note(f"{what} failed {attempts} times in a row")
         if self.on_failure == "raise":
             raise error
         _logger.warning("%s failed, and the run goes on: %s", what, brief(error), exc_info=error)
-
-
-def _is_positive(value: object) -> bool:
-    return value is not True and isinstance(value, Real) and 0 < float(value) < float("inf")
 
 
 def _is_count(value: object) -> bool:

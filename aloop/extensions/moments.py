@@ -5,10 +5,11 @@ and the quantities of the moment it is about, and what it records goes there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Self, cast
 
-from aloop.errors import NoEpochError
+from aloop.background import current_moment
+from aloop.callbacks import Position
+from aloop.log.base import last_epoch_end
 from aloop.protocols import Log, Loop, Record
 from aloop.stopping import LeftBehind
 
@@ -58,6 +59,22 @@ class LateRecords(MutableMapping[str, Record]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
+    @property
+    def time(self) -> int:
+        """The time of the row."""
+        return cast("Any", self._records).time
+
+    def copy(self) -> dict[str, Record]:
+        """Give the records as a dictionary of their own."""
+        return dict(self)
+
+    def __or__(self, others: Mapping[str, Record]) -> dict[str, Record]:
+        return dict(self) | dict(others)
+
+    def __ior__(self, others: Mapping[str, Record]) -> Self:
+        self.update(others)
+        return self
+
 
 class _LogThen:
     """The log, whose current row is that of the moment."""
@@ -66,8 +83,7 @@ class _LogThen:
         self._log = log
         self._is_over = is_over
         self._time: int = counters["iterations_done"]
-        ends: Sequence[int] = log.status["_epoch_ends"]
-        self._epoch_end = ends[-1] if ends else None
+        self._last_end: dict[str, Sequence[int]] = {"_epoch_ends": log.status["_epoch_ends"][-1:]}
         self._row = log.current_row  # held, so that it stays the very row
         self.status = LateRecords(log.status, log, is_over, counters)
 
@@ -81,12 +97,7 @@ class _LogThen:
 
     @property
     def last_epoch_row(self) -> MutableMapping[str, Record]:
-        if self._epoch_end is None:
-            raise NoEpochError(
-                "last_epoch_row was read at a moment before an epoch had ended; look at "
-                "status['epochs_done'] first"
-            )
-        return self[self._epoch_end]
+        return self[last_epoch_end(self._last_end)]
 
     def __getitem__(self, time: int, /) -> MutableMapping[str, Record]:
         return self._late(self._log[time])
@@ -112,12 +123,18 @@ class Moment:
         is_over: says whether the run has ended, after which nothing can be recorded.
     """
 
+    loop: Loop
+    log: Log
+    position: Position
+    quantities: Mapping[str, Any]
+
     def __init__(self, loop: Loop, is_over: Callable[[], bool]) -> None:
-        self._loop = loop
         counters = {key: loop.status[key] for key in _COUNTERS}
-        self.log: Log = _LogThen(loop.log, is_over, counters)
-        self.position = loop.position
-        self.quantities = loop.quantities
+        # Not by assignment: what is assigned to a main loop is meant for it.
+        self.__dict__["loop"] = loop
+        self.__dict__["log"] = _LogThen(loop.log, is_over, counters)
+        self.__dict__["position"] = loop.position
+        self.__dict__["quantities"] = loop.quantities
 
     @property
     def status(self) -> MutableMapping[str, Record]:
@@ -125,8 +142,7 @@ class Moment:
         return self.log.status
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
+        return getattr(self.loop, name)
 
-
-current_moment: Final[ContextVar[Any]] = ContextVar("aloop_moment", default=None)
-"""The moment that the running task is about; None in the training itself."""
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.loop, name, value)

@@ -7,12 +7,13 @@ from inspect import iscoroutinefunction
 from operator import index
 from typing import Any, ClassVar, Final, Self, SupportsIndex, TypedDict, Unpack, cast
 
+from aloop.background import current_moment
 from aloop.callbacks import CallbackName
 from aloop.endings import FINISH_REQUESTED
 from aloop.errors import TrainingFinish, TriggerError, UnknownTriggerError
 from aloop.extensions.base import TrainingExtension, as_callback, call, in_order
 from aloop.extensions.limits import FailurePolicy, Handler
-from aloop.extensions.moments import Moment, current_moment
+from aloop.extensions.moments import Moment
 from aloop.extensions.predicates import Counter, CounterIs, CounterIsMultipleOf, Predicate
 from aloop.protocols import Loop
 
@@ -63,7 +64,8 @@ class SimpleExtension(TrainingExtension):
             it; what it records goes to that row and is committed when it comes. It is never under
             way twice: when it is due again before it has ended, the training waits. What it fails
             with ends the run by the next batch boundary, and every ending waits for it, within
-            `grace_s`. Of `run_in_worker` it has its turn between the steps.
+            `grace_s`. Of `run_in_worker` it has its turn between the steps. A `do` that blocks
+            holds up the training all the same.
         triggers: boolean ones: `before_training`, `before_first_epoch`, `before_epoch`,
             `before_batch`, `on_resumption`, `on_interrupt`, `on_error`, `after_epoch`,
             `after_batch`, `after_training`; and whole numbers, 1 or more: `after_n_epochs` and
@@ -100,9 +102,11 @@ class SimpleExtension(TrainingExtension):
     @property
     def main_loop(self) -> Loop:
         """The loop that this extension belongs to; in the background, as it was at that moment."""
-        if self._is_background and (moment := current_moment.get()) is not None:
-            return moment
-        return super().main_loop
+        if self._is_background:
+            moment = current_moment.get()
+            if moment is not None and moment.loop is self._main_loop:
+                return moment
+        return self._own_loop()
 
     @main_loop.setter
     def main_loop(self, main_loop: Loop) -> None:
@@ -110,7 +114,9 @@ class SimpleExtension(TrainingExtension):
 
     def _check_background(self, background: object) -> bool:
         if background not in (True, False):
-            raise TriggerError(f"background is {background!r}; expected True or False")
+            raise TriggerError(
+                f"background is {background!r}; expected True or False; leave it out"
+            )
         if background and not self.CAN_BE_BACKGROUND:
             raise TriggerError(
                 f"{type(self).__name__} was given background=True; expected to act at the batch "
@@ -186,7 +192,7 @@ class SimpleExtension(TrainingExtension):
         conditions = self._conditions.get(callback)
         if not conditions:
             return super()._answer(callback)
-        log = self.main_loop.log
+        log = self._own_loop().log
         begin = self._begin_beside if self._is_background else self._do_from
 
         def check(*args: Any) -> Awaitable[None] | None:
@@ -212,7 +218,7 @@ class SimpleExtension(TrainingExtension):
         self, conditions: Sequence[Condition], callback: CallbackName, args: tuple[Any, ...]
     ) -> None:
         """Have it done beside the training, for the first and those after it that hold now."""
-        loop = self.main_loop
+        loop = self._own_loop()
         first, *others = conditions
         due = [first, *(c for c in others if c.predicate is None or c.predicate(loop.log))]
         background = loop.background

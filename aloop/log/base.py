@@ -25,6 +25,7 @@ from aloop.log.rows import Rows
 from aloop.log.series import Series
 from aloop.log.values import normalise, normalise_key
 from aloop.protocols import Record
+from aloop.tasks import current_part
 
 __all__ = ["TrainingLog"]
 
@@ -60,10 +61,12 @@ class TrainingLog:
         self._rows = self._make_rows()
         self._session: asyncio.AbstractEventLoop | None = None  # of the run that holds the log
         self._has_ended = False
+        self._is_training_over = False  # and the run on its way out
         self._forks: list[int] = []  # the times at which this log was resumed
         self._following: list[asyncio.Future[None]] = []  # those who wait for a commit point
         self.sequence = 0
-        """The number of commit points so far, those of the runs it was resumed from included."""
+        """The number of commit points so far, those of the runs it was resumed from included, and
+        of changes from beside the training."""
         self.status = Status(self._changes)
         self.status.declare(
             {"iterations_done": 0, "epochs_done": 0, "_epoch_ends": [], "resumed_from": None}
@@ -230,7 +233,7 @@ class TrainingLog:
                 "leave log= out, or give each loop a new log (they can share a database)"
             )
         self._session = asyncio.get_running_loop()
-        self._has_ended = False
+        self._has_ended = self._is_training_over = False
         try:
             yield
         finally:
@@ -244,6 +247,11 @@ class TrainingLog:
 
     def _end(self) -> None:
         self._has_ended = True
+        self._wake_followers()
+
+    def end_training(self) -> None:
+        """Say that the run is on its way out, to those who follow from beside its training."""
+        self._is_training_over = True
         self._wake_followers()
 
     async def series(self, key: str) -> Series:
@@ -270,12 +278,17 @@ class TrainingLog:
         earlier time than the last row that was given. If the log is resumed at an earlier time,
         the rows after that are given anew. A log that no run uses ends when it is closed.
 
+        Followed from background work of the run, it ends with the training already: the run waits
+        for that work.
+
         Many can follow, in the thread in which the log is written; elsewhere use `read_log`.
         """
         next_time, forks = first_time(after), len(self._forks)
+        is_of_run = current_part.get() is not None
         while True:
             next_time = min([next_time, *(time + 1 for time in self._forks[forks:])])
-            seen, has_ended, forks = self.sequence, self._has_ended, len(self._forks)
+            has_ended = self._has_ended or (is_of_run and self._is_training_over)
+            seen, forks = self.sequence, len(self._forks)
             last_time = _MAX_TIME - 1 if has_ended else self.status["iterations_done"] - 1
             async with aclosing(self._rows.read_between(next_time, last_time)) as rows:
                 async for row in rows:
@@ -284,11 +297,12 @@ class TrainingLog:
             if has_ended and len(self._forks) == forks:
                 return
             next_time = max(next_time, last_time + 1)
-            await self._next_commit(seen)
+            await self._next_commit(seen, is_of_run=is_of_run)
 
-    async def _next_commit(self, seen: int) -> None:
+    async def _next_commit(self, seen: int, *, is_of_run: bool) -> None:
         """Wait until the log is further than `seen`, or has ended, and a little for more."""
-        if self.sequence == seen and not self._has_ended:
+        has_ended = self._has_ended or (is_of_run and self._is_training_over)
+        if self.sequence == seen and not has_ended:
             commit = asyncio.get_running_loop().create_future()
             self._following.append(commit)
             try:

@@ -75,9 +75,9 @@ class Journal:
         self._thread = WriterThread(database, self._ownership)
         self._wal_watch = WALWatch(Path(database), self._ownership, self._ask_for_checkpoint)
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        # In a context of its own: it outlives whoever came first.
+        self._context = contextvars.Context()  # of its own: it outlives whoever came first
         self._task = self._loop.create_task(
-            self._run(), name=f"aloop journal {database}", context=contextvars.Context()
+            self._run(), name=f"aloop journal {database}", context=self._context
         )
         self._task.add_done_callback(self._on_end)
         tell_after_fork(self)
@@ -207,7 +207,9 @@ class Journal:
         self._dirty[source] = None
         self._want_durable |= durable
         if self._timer is None:
-            self._timer = self._loop.call_later(GROUP_COMMIT_S, self._wake.set)
+            self._timer = self._loop.call_later(
+                GROUP_COMMIT_S, self._wake.set, context=self._context
+            )
 
     async def write(self, source: Source) -> None:
         """Wait until an attempt was made to bring what the log has committed to the disk.

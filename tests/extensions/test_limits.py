@@ -4,18 +4,21 @@ import asyncio
 import logging
 
 import pytest
-from extension_helpers import loop_over
+from extension_helpers import loop_over, nothing
 
 from aloop import (
     CompositeExtension,
     FinishAfter,
+    MainLoop,
     Printing,
+    ProgressBar,
     SimpleExtension,
     Timestamp,
     TrainingDataMonitoring,
     TrainingExtension,
     TrainingFinish,
 )
+from aloop.background import BackgroundWork
 from aloop.errors import ArgumentError
 from aloop.extensions import limits
 from aloop.extensions.simple import Options
@@ -98,14 +101,49 @@ async def test_when_no_try_is_left_the_policy_says_what_that_means() -> None:
 async def test_between_two_tries_it_waits_longer_and_longer(monkeypatch) -> None:
     waited: list[float] = []
 
-    async def sleep(seconds: float) -> None:
+    async def pause(background: BackgroundWork, seconds: float) -> bool:
         waited.append(seconds)
+        return False
 
     monkeypatch.setattr(limits, "FIRST_PAUSE_S", 0.1)
-    monkeypatch.setattr(limits.asyncio, "sleep", sleep)
-    tracker = Tracker(*down(8), after_training=True, retries=8)
+    monkeypatch.setattr(BackgroundWork, "pause", pause)
+    tracker = Tracker(*down(2000), after_training=True, retries=2000)
     await loop_over(range(1), tracker, FinishAfter(after_n_epochs=1)).run()
-    assert [round(s, 3) for s in waited if s] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert [round(s, 3) for s in waited[:8]] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert (len(waited), waited[-1]) == (2000, 5.0)
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_stop_does_not_wait_for_a_server_that_is_down(monkeypatch, background) -> None:
+    monkeypatch.setattr(limits, "FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr(limits, "LONGEST_PAUSE_S", 60.0)
+    tracker = Tracker(
+        *down(9), after_n_batches=1, retries=9, on_failure="log", background=background
+    )
+    loop = MainLoop(nothing, lambda: iter(range(10**9)), extensions=[tracker])
+    async with asyncio.timeout(5), loop.running():
+        while not tracker.calls:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # into the pause
+    assert tracker.calls == 2  # once more, at once
+    assert loop.log.current_row["training_finished"] is True
+
+
+async def test_what_was_cancelled_at_an_ending_is_not_tried_again(caplog) -> None:
+    class Clean(Tracker):
+        async def do(self, which_callback: str, *args: object) -> None:
+            self.calls += 1
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise RuntimeError("in the clean-up") from None
+
+    tracker = Clean(after_batch=True, retries=5, background=True)
+    loop = loop_over([1], tracker, FinishAfter(after_n_epochs=1))
+    loop._grace_s = 0.05
+    log = await loop.run()
+    assert tracker.calls == 1
+    assert log.current_row["training_finished"] is True
 
 
 async def test_a_finish_and_a_cancellation_are_no_failures() -> None:
@@ -214,6 +252,18 @@ async def test_dispatching_of_its_own_is_held_to_the_limits_too() -> None:
     assert log.current_row["training_finished"] is True
 
 
+@pytest.mark.parametrize("background", [False, True])
+async def test_dispatching_of_its_own_around_the_usual_does_not_double_them(background) -> None:
+    class Around(Tracker):
+        async def dispatch(self, callback_name: str, *args: object) -> None:
+            await super().dispatch(callback_name, *args)
+
+    tracker = Around(*down(9), after_epoch=True, retries=2, background=background)
+    with pytest.raises(OSError, match="down 3"):
+        await loop_over([1], tracker, FinishAfter(after_n_epochs=1)).run()
+    assert tracker.calls == 3
+
+
 async def test_trying_again_repeats_what_failed_and_nothing_else() -> None:
     class Both(Tracker):
         async def after_batch(self, batch: object) -> None:
@@ -266,6 +316,7 @@ def test_the_typed_options_are_the_triggers_and_the_options_there_are() -> None:
         ({"timeout_s": float("nan")}, "timeout_s is nan"),
         ({"timeout_s": float("inf")}, "timeout_s is inf"),
         ({"timeout_s": "5"}, "timeout_s is '5'"),
+        ({"timeout_s": 10**400}, "timeout_s is 1000"),
         ({"timeout_s": True}, "timeout_s is True"),
         ({"on_failure": "ignore"}, "on_failure is 'ignore'; expected 'raise' or 'log'"),
         ({"on_failure": 3}, "on_failure is 3"),
@@ -275,7 +326,7 @@ def test_the_typed_options_are_the_triggers_and_the_options_there_are() -> None:
         ({"retries": None}, "retries is None"),
     ],
 )
-@pytest.mark.parametrize("make", [TrainingExtension, SimpleExtension, Printing])
+@pytest.mark.parametrize("make", [TrainingExtension, SimpleExtension, Printing, ProgressBar])
 def test_limits_that_make_no_sense_are_refused(make, options, message) -> None:
     with pytest.raises(ArgumentError, match=message):
         make(**options)
@@ -298,4 +349,4 @@ def test_without_limits_a_handler_is_what_it_was() -> None:
     def handler() -> None:
         """Do nothing."""
 
-    assert limits.Limits().over(handler, "it") is handler
+    assert limits.Limits().over(handler, "it", asyncio.sleep) is handler

@@ -662,7 +662,7 @@ class Storm:
     def loop_is_busy(self) -> bool:
         """Say whether the loop refuses another run for what the last one left."""
         try:
-            self.loop._supervisor.refuse_another(self.loop.position)
+            self.loop._last_run.supervisor.refuse_another(self.loop.position)
         except AlreadyRunningError:
             return True
         return False
