@@ -531,16 +531,21 @@ loop = new_loop()
 cut_off()
 """
 
-RUN_AGAIN = """
+THREADS_END = """
 for thread in threading.enumerate():
-    if thread.name == "aloop worker":
-        thread.join(20)  # until its step has ended, another run is refused
+    if thread.name.startswith("aloop"):
+        thread.join(20)  # until then it keeps what it is at, and another run is refused
+"""
+
+RUN_AGAIN = f"""
+{THREADS_END}
 asyncio.run(loop.run())
 print("handlers are back:", handlers() == before)
 print("trained", trained, loop.status["epochs_done"])
 """
 
-COLLECT = """
+COLLECT = f"""
+{THREADS_END}
 del loop
 gc.collect()
 print("handlers are back:", handlers() == before)
