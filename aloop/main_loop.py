@@ -217,6 +217,14 @@ class MainLoop:
         """
         self._run_under_way("resume()").resume()
 
+    async def wait_paused(self) -> bool:
+        """Wait until the run holds still after `pause`, no step or callback under way.
+
+        Gives False when it does not come to that: it was resumed, is to stop, or has ended. Raises
+        `NotRunningError` when no run is under way.
+        """
+        return await self._run_under_way("wait_paused()").wait_paused()
+
     @property
     def background(self) -> Background:
         """What runs beside the training; `NotRunningError` when no run is under way."""

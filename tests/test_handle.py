@@ -554,12 +554,15 @@ async def test_the_loop_itself_can_be_paused_too(steps) -> None:
     run = asyncio.create_task(loop.run())
     await steps.until(3)
     loop.pause()
-    while loop.state != "paused":
-        await asyncio.sleep(0)
+    assert await loop.wait_paused()
+    assert loop.state == "paused"
     loop.resume()
+    assert not await loop.wait_paused()
     await steps.until(len(steps.batches) + 3)
     loop.request_finish("batch")
     await run
+    with pytest.raises(NotRunningError):
+        await loop.wait_paused()
 
 
 async def test_resume_without_pause_does_nothing(steps) -> None:
