@@ -1,10 +1,10 @@
 """The stall guard: who held up the event loop, and where.
 
-A thread beside the event loop, one for each, asks it again and again for an answer. When none
-comes it looks twice at the stack of the event loop's thread: what is in it both times, longer apart
-than the warning time, holds the event loop. Nothing is added to what is watched, so that the guard
-costs its questions and a thread that mostly sleeps. No timer of the event loop is needed, whose
-clock may be any.
+A thread beside the event loop asks it again and again for an answer. When none comes it looks
+twice at the stack of the event loop's thread, in the middle and at the end of the warning time:
+what is in it both times holds the event loop. Nothing is added to what is watched, so that the
+guard costs its questions and a thread that mostly sleeps. No timer of the event loop is needed,
+whose clock may be any.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from aloop.errors import ArgumentError, seconds_of
 
 __all__ = ["blames", "check_warning_time", "watched"]
 
-STEPS: Final = 5
-"""How many steps the thread takes in the warning time. A hold that lasts three of them longer than
-that is noticed, a shorter one perhaps."""
+STEPS: Final = 2
+"""How often the event loop is asked in the warning time. A hold that lasts half as long again as
+that is noticed for sure, a shorter one perhaps."""
 
 LEAST_S: Final = 0.001
 """The least warning time, below which the guard would be what holds the event loop."""
@@ -85,9 +85,10 @@ class _Guard:
         self._warning_s = warning_s
         self._step_s = warning_s / STEPS
         self._watched_thread = threading.get_ident()
-        self._answered_at: float | None = None
+        self._answered_at: float | None = monotonic()
         self._blamed: dict[str, _Blame] = {}
-        self._ended = threading.Event()
+        self._ending = threading.Lock()  # which is half the price of an event
+        self._ending.acquire()
         self._thread = threading.Thread(target=self._watch, name="aloop stall guard", daemon=True)
 
     def start(self) -> None:
@@ -95,7 +96,7 @@ class _Guard:
 
     def stop(self) -> None:
         """End the thread, and say how often the event loop was held."""
-        self._ended.set()
+        self._ending.release()
         self._thread.join()
         for culprit, blame in self._blamed.items():
             if blame.times > 1:
@@ -107,27 +108,22 @@ class _Guard:
                 )
 
     def _watch(self) -> None:
-        while not self._ended.wait(self._step_s):
-            asked_at = monotonic()
-            if not self._ask():
-                return
-            if self._ended.wait(self._step_s):
-                return
-            if self._answered_at is not None or not self._is_running():
-                continue
-            first = _Look(self._watched_thread)
-            if self._ended.wait(self._warning_s):
-                return
-            if self._answered_at is None and self._is_running():
-                culprit = self._culprit(first)
-                while self._answered_at is None and not self._ended.wait(self._step_s):
-                    pass
-                if culprit is not None:
-                    blame = self._blamed[culprit]
-                    blame.times += 1
-                    ended_at = self._answered_at or monotonic()
-                    blame.longest_s = max(blame.longest_s, ended_at - asked_at)
-            del first
+        asked_at = 0.0
+        while not self._is_ended_in(self._step_s):
+            if self._answered_at is not None:
+                asked_at = monotonic()
+                if not self._ask():
+                    return
+            elif self._is_running():
+                first = _Look(self._watched_thread)
+                if self._is_ended_in(max(0.0, asked_at + self._warning_s - monotonic())):
+                    return
+                if self._answered_at is None and self._is_running():
+                    self._blame(first, asked_at)
+                del first  # or what is in it would live on
+
+    def _is_ended_in(self, seconds: float) -> bool:
+        return self._ending.acquire(timeout=seconds)
 
     def _ask(self) -> bool:
         """Ask the event loop for an answer, and say whether it can ever give one."""
@@ -147,25 +143,31 @@ class _Guard:
         loop = self._loop()
         return loop is not None and loop.is_running()
 
-    def _culprit(self, first: "_Look") -> str | None:
-        """Give who is to blame, and name them the first time."""
+    def _blame(self, first: "_Look", asked_at: float) -> None:
+        """Count who holds the event loop, and name them the first time."""
         second = _Look(self._watched_thread)
         held = second.held_since(first)
         if not held:
-            return None  # it is idle, or many have had their turns
+            return  # it is idle, or many have had their turns
         number, culprit = _to_blame(held)
-        is_new = culprit not in self._blamed
-        self._blamed.setdefault(culprit, _Blame())
-        if is_new:
+        if culprit not in self._blamed:
             frames = traceback.StackSummary.extract((f, f.f_lineno) for f in second.frames[number:])
             _logger.warning(
-                "%s has held the event loop for more than %g s, in which nothing else could go "
-                "on; it can await run_in_worker(…) for what takes long. It is at\n%s",
+                "%s has held the event loop: nothing else could go on for more than %g s; it can "
+                "await run_in_worker(…) for what takes long. It is at\n%s",
                 culprit,
                 self._warning_s,
                 "".join(frames.format()).rstrip(),
             )
-        return culprit
+        del first, second, held
+        ended = False
+        while self._answered_at is None and not ended:
+            ended = self._is_ended_in(self._step_s)
+        if ended:
+            self._ending.release()  # for those who look for the end after this
+        blame = self._blamed.setdefault(culprit, _Blame())
+        blame.times += 1
+        blame.longest_s = max(blame.longest_s, (self._answered_at or monotonic()) - asked_at)
 
 
 class _Look:

@@ -97,7 +97,8 @@ async def test_an_extension_is_named_with_its_callback_and_where_it_was(callback
     await run(HoldAt(callback))
     (message,) = warnings_of(caplog)
     assert message.startswith(
-        f"the extension 'the holder' in {callback} has held the event loop for more than 0.02 s"
+        f"the extension 'the holder' in {callback} has held the event loop: nothing else could go on "
+        "for more than 0.02 s"
     )
     assert "test_stalls.py" in message
     assert "in hold" in message
@@ -200,7 +201,7 @@ async def test_what_is_not_of_the_run_is_not_blamed_on_it(caplog) -> None:
 async def test_it_is_named_once_and_counted_to_the_end(caplog) -> None:
     await run(HoldAt("after_batch"), stream=range(4))
     first, last = warnings_of(caplog)
-    assert "has held the event loop for more than" in first
+    assert "has held the event loop: nothing else could go on" in first
     times = re.match(
         "the extension 'the holder' in after_batch held the event loop (.) times", last
     )
@@ -239,7 +240,7 @@ async def test_many_extensions_that_each_take_little_are_not_blamed(caplog) -> N
         async def after_batch(self, batch: object) -> None:
             time.sleep(0.005)  # as something computes
 
-    await run(*(Little(f"little {n}") for n in range(60)), warning_s=0.1)
+    await run(*(Little(f"little {n}") for n in range(120)), warning_s=0.4)
     assert warnings_of(caplog) == []
 
 
