@@ -116,7 +116,8 @@ class _Guard:
                     return
             elif self._is_running():
                 first = _Look(self._watched_thread)
-                if self._is_ended_in(max(0.0, asked_at + self._warning_s - monotonic())):
+                left_s = asked_at + self._warning_s - monotonic()
+                if self._is_ended_in(max(self._step_s, left_s)):  # it may be late itself
                     return
                 if self._answered_at is None and self._is_running():
                     self._blame(first, asked_at)

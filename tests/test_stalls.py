@@ -97,8 +97,8 @@ async def test_an_extension_is_named_with_its_callback_and_where_it_was(callback
     await run(HoldAt(callback))
     (message,) = warnings_of(caplog)
     assert message.startswith(
-        f"the extension 'the holder' in {callback} has held the event loop: nothing else could go on "
-        "for more than 0.02 s"
+        f"the extension 'the holder' in {callback} has held the event loop: nothing else could go "
+        "on for more than 0.02 s"
     )
     assert "test_stalls.py" in message
     assert "in hold" in message
