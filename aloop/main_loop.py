@@ -303,12 +303,13 @@ class MainLoop:
             possession.give_back()
             raise
         self._training.begin(stop, background, is_profiled=is_profiled)
+        self.log.announce_run()
         run = self._last_run = _Run(supervisor, possession, warning_s)
         return run
 
-    @staticmethod
-    def _let_go(run: _Run) -> None:
+    def _let_go(self, run: _Run) -> None:
         run.supervisor.end()
+        self.log.end_run()
         if run.supervisor.has_let_go:
             run.possession.give_back()
 

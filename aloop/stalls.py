@@ -34,6 +34,7 @@ LEAST_S: Final = 0.001
 
 OTHER: Final = "code of the program, outside its runs,"
 
+_MAX_FRAMES: Final = 10
 _MAX_TEXT: Final = 200  # characters of what is to blame
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -152,7 +153,8 @@ class _Guard:
             return  # it is idle, or many have had their turns
         number, culprit = _to_blame(held)
         if culprit not in self._blamed:
-            frames = traceback.StackSummary.extract((f, f.f_lineno) for f in second.frames[number:])
+            innermost = second.frames[number:][-_MAX_FRAMES:]
+            frames = traceback.StackSummary.extract((f, f.f_lineno) for f in innermost)
             _logger.warning(
                 "%s has held the event loop: nothing else could go on for more than %g s; it can "
                 "await run_in_worker(…) for what takes long. It is at\n%s",

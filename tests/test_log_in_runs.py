@@ -142,3 +142,31 @@ async def test_a_log_whose_run_was_deleted_fails_alone(database) -> None:
         log[1].note_changes_in(None)
         log._changes.clear()
     assert batches_in(database) == [3]
+
+
+@pytest.mark.parametrize("backend", ["python", "sqlite"])
+async def test_who_follows_a_run_from_its_first_moment_on_waits_for_its_rows(
+    backend, database
+) -> None:
+    finish = FinishAfter(after_n_epochs=1)
+    log = SQLiteLog(database) if backend == "sqlite" else None
+    loop = MainLoop(no_op, range(5), log=log, log_backend="python", extensions=[Write(), finish])
+    for epochs in (1, 2):
+        finish.set_conditions(after_n_epochs=epochs)
+        done = loop.status["iterations_done"]
+        run = asyncio.create_task(loop.run())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            followed = [row.time async for row in loop.log.follow(after=done)]
+        await run
+        assert followed == list(range(done + 1, done + 6))
+
+
+async def test_who_follows_a_run_that_cannot_open_its_log_is_told(tmp_path) -> None:
+    loop = MainLoop(no_op, range(5), log=SQLiteLog(tmp_path / "nowhere" / "log.sqlite"))
+    run = asyncio.create_task(loop.run())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        assert [row async for row in loop.log.follow()] == []
+    with pytest.raises(OSError, match="nowhere"):
+        await run

@@ -233,7 +233,7 @@ class TrainingLog:
                 "leave log= out, or give each loop a new log (they can share a database)"
             )
         self._session = asyncio.get_running_loop()
-        self._has_ended = self._is_training_over = False
+        self.announce_run()
         try:
             yield
         finally:
@@ -248,6 +248,15 @@ class TrainingLog:
     def _end(self) -> None:
         self._has_ended = True
         self._wake_followers()
+
+    def announce_run(self) -> None:
+        """Say that a run begins, which will open the log: those who follow it wait for that."""
+        self._has_ended = self._is_training_over = False
+
+    def end_run(self) -> None:
+        """Say that the run has ended, though it may never have come to open the log."""
+        if not self._in_session:
+            self._end()
 
     def end_training(self) -> None:
         """Say that the run is on its way out, to those who follow from beside its training."""
