@@ -37,7 +37,8 @@ class Worker:
         self._name = name
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._in_flight = 0
+        self._asked = 0  # how many calls, counted by those who ask
+        self._done = 0  # how many of them have ended, counted by the thread
         self._is_closed = False
         self._function: Callable[..., Any] | None = None
 
@@ -57,7 +58,7 @@ class Worker:
             thread.start()
             self._thread = thread
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._in_flight += 1
+        self._asked += 1
         context = contextvars.copy_context()
         context.run(current_worker.set, None)  # which a call on this thread could wait for forever
         self._calls.put((future, func, partial(context.run, _shielded(func), *args, **kwargs)))
@@ -67,8 +68,8 @@ class Worker:
     @property
     def is_busy(self) -> bool:
         """True while a call is running or waiting."""
-        # Where the event loop was closed under it, the thread ends without counting down.
-        return self._in_flight > 0 and self._thread is not None and self._thread.is_alive()
+        # By what the thread has done, of which an event loop that is closed never hears.
+        return self._asked > self._done and self._thread is not None and self._thread.is_alive()
 
     @property
     def at_work(self) -> str:
@@ -103,6 +104,7 @@ class Worker:
                 outcome = partial(self._settle, future, None, error)
             else:
                 outcome = partial(self._settle, future, result, None)
+            self._done += 1
             try:
                 future.get_loop().call_soon_threadsafe(outcome)
             except RuntimeError:
@@ -111,11 +113,9 @@ class Worker:
             self._function = None
             del item, future, call, outcome  # or they live until the next call
 
-    def _settle(
-        self, future: "asyncio.Future[Any]", result: object, error: BaseException | None
-    ) -> None:
+    @staticmethod
+    def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
         """Bring what came of a call to its awaiter; runs in the event loop."""
-        self._in_flight -= 1
         if future.done():
             return  # its awaiter was cancelled
         if error is None:

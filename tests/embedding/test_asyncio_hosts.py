@@ -533,8 +533,10 @@ cut_off()
 
 THREADS_END = """
 for thread in threading.enumerate():
-    if thread.name.startswith("aloop"):
-        thread.join(20)  # until then it keeps what it is at, and another run is refused
+    if thread.name == "aloop stall guard":
+        thread.join(20)  # until then it may keep what it has looked at
+while loop._last_run.supervisor.has_left_something:
+    pass  # the step, until the end of which another run is refused
 """
 
 RUN_AGAIN = f"""
