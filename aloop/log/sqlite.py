@@ -244,7 +244,9 @@ class SQLiteLog(TrainingLog):
         Raises `JournalError` if what an earlier commit point marked could not be written.
         """
         self._mark()
-        self._tell_journal(durable=durable)
+        # The journal has to be told only once for all that it takes at one time.
+        if durable or not self._is_noted:
+            self._tell_journal(durable=durable)
 
     def write_late(self, change: Callable[[], object]) -> None:
         """Make a change from beside the training; see `TrainingLog.write_late`."""
@@ -252,17 +254,16 @@ class SQLiteLog(TrainingLog):
         super().write_late(change)
         if is_between:
             self._unwritten.mark()  # but not how far the run is, which its boundaries say
-            self._tell_journal(durable=False)
+            if not self._is_noted:
+                self._tell_journal(durable=False)
 
     def _tell_journal(self, *, durable: bool) -> None:
-        # Only once for all that it takes at one time.
-        if durable or not self._is_noted:
-            if self._failure is not None:
-                raise self._journal_error() from self._failure
-            journal = self._live_journal()
-            if journal is not None:
-                journal.notify(self, durable=durable)
-                self._is_noted = True
+        if self._failure is not None:
+            raise self._journal_error() from self._failure
+        journal = self._live_journal()
+        if journal is not None:
+            journal.notify(self, durable=durable)
+            self._is_noted = True
 
     def resume(self) -> None:
         """Go on under a new id; see `TrainingLog.resume`."""
