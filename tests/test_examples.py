@@ -114,6 +114,7 @@ def test_ctrl_c_once_finishes_the_epoch(tmp_path: Path) -> None:
     assert records == {"training_finished": done["iterations_done"]}
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_finishes_the_batch(tmp_path: Path) -> None:
     out, err = interrupted(tmp_path, 2)
     assert re.search(r"test accuracy \d+\.\d %\n$", out)

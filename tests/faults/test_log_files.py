@@ -486,6 +486,7 @@ def test_write_ahead_log_is_bounded_while_the_owner_is_idle(database, loops):
     assert fill(database, loops, 150, pause_s=0.01) < 8 << 20  # of more than 16 MB
 
 
+@pytest.mark.slow
 def test_write_ahead_log_grows_when_nobody_watches_it(database, loops, faulty, monkeypatch):
     # Which shows that the test before has anything to show.
     monkeypatch.setattr("aloop.log.wal.WAL_WATCH_S", 1000)
