@@ -17,6 +17,7 @@ FLOORS = {
     "aloop.protocols": 1,
     "aloop.algorithms": 2,
     "aloop.background": 2,
+    "aloop.disk": 2,
     "aloop.drivers": 2,
     "aloop.endings": 2,
     "aloop.exclusive": 2,

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from aloop.disk import sync_directory
 from aloop.errors import ArgumentError, LogFileError, UnknownRunError
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
@@ -89,7 +90,7 @@ def publish_new(database: Path) -> None:
     finally:
         new.unlink(missing_ok=True)
         Path(f"{new}-journal").unlink(missing_ok=True)
-    _sync_directory(database.parent)
+    sync_directory(database.parent)
 
 
 def _link(new: Path, database: Path) -> None:
@@ -101,15 +102,6 @@ def _link(new: Path, database: Path) -> None:
     except OSError:  # a file system without links
         if not database.exists():
             new.rename(database)
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def as_path(database: object) -> Path:
