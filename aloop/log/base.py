@@ -19,6 +19,7 @@ from aloop.errors import (
     LogValueError,
     NoEpochError,
 )
+from aloop.log.following import Followers
 from aloop.log.frames import as_dataframe
 from aloop.log.records import RUN_START, Change, Changes, Row, RunStart, Status
 from aloop.log.rows import Rows
@@ -30,9 +31,6 @@ from aloop.tasks import current_part
 __all__ = ["TrainingLog"]
 
 _MAX_TIME: Final = 2**63  # what SQLite's integers end before
-
-FOLLOW_S: Final = 0.02
-"""How long those who follow a log wait for more to come together with what came."""
 
 
 class TrainingLog:
@@ -63,7 +61,7 @@ class TrainingLog:
         self._has_ended = False
         self._is_training_over = False  # and the run on its way out
         self._forks: list[int] = []  # the times at which this log was resumed
-        self._following: list[asyncio.Future[None]] = []  # those who wait for a commit point
+        self._followers = Followers()
         self.sequence = 0
         """The number of commit points so far, those of the runs it was resumed from included, and
         of changes from beside the training."""
@@ -188,8 +186,8 @@ class TrainingLog:
         `flush` does. A log in memory only counts.
         """
         self.sequence += 1
-        if self._following:
-            self._wake_followers()
+        if self._followers.waiting:
+            self._followers.wake()
 
     def write_late(self, change: Callable[[], object]) -> None:
         """Make a change from beside the training, which may be persisted at once.
@@ -199,8 +197,8 @@ class TrainingLog:
         """
         change()
         self.sequence += 1
-        if self._following:
-            self._wake_followers()
+        if self._followers.waiting:
+            self._followers.wake()
 
     async def keep_up(self) -> None:
         """Wait while so much is to be written that memory would fill up; the run calls this."""
@@ -247,7 +245,7 @@ class TrainingLog:
 
     def _end(self) -> None:
         self._has_ended = True
-        self._wake_followers()
+        self._followers.wake()
 
     def announce_run(self) -> None:
         """Say that a run begins, which will open the log: those who follow it wait for that."""
@@ -261,7 +259,7 @@ class TrainingLog:
     def end_training(self) -> None:
         """Say that the run is on its way out, to those who follow from beside its training."""
         self._is_training_over = True
-        self._wake_followers()
+        self._followers.wake()
 
     async def series(self, key: str) -> Series:
         """Give the times, in ascending order, and the values of a record, as numpy arrays.
@@ -306,32 +304,8 @@ class TrainingLog:
             if has_ended and len(self._forks) == forks:
                 return
             next_time = max(next_time, last_time + 1)
-            await self._next_commit(seen, is_of_run=is_of_run)
-
-    async def _next_commit(self, seen: int, *, is_of_run: bool) -> None:
-        """Wait until the log is further than `seen`, or has ended, and a little for more."""
-        has_ended = self._has_ended or (is_of_run and self._is_training_over)
-        if self.sequence == seen and not has_ended:
-            commit = asyncio.get_running_loop().create_future()
-            self._following.append(commit)
-            try:
-                await commit
-            finally:
-                if commit in self._following:
-                    self._following.remove(commit)
-        await asyncio.sleep(FOLLOW_S)
-
-    def _wake_followers(self) -> None:
-        following, self._following = self._following, []
-        for commit in following:
-            loop = commit.get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_wake, commit)  # perhaps not the loop that runs now
-
-
-def _wake(commit: "asyncio.Future[None]") -> None:
-    if not commit.done():
-        commit.set_result(None)
+            has_ended = self._has_ended or (is_of_run and self._is_training_over)
+            await self._followers.wait(is_behind=self.sequence != seen or has_ended)
 
 
 def as_uuid(uuid: "uuid_module.UUID | str | None") -> uuid_module.UUID:

@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from aloop.errors import LogFileError
+from aloop.forks import at_work, close_before_fork
 from aloop.log.connection import LogConnection
-from aloop.log.forks import at_work, close_before_fork
 from aloop.log.groups import Group
 from aloop.log.ownership import Ownership
 
@@ -18,7 +18,7 @@ class Committer:
 
     Handing over whole groups and writing them in `commit` makes a transaction one call on the
     connection's thread, where a call per statement would be a hop each. The connection is closed
-    while the process is forked (see `aloop.log.forks`), and opened again when it is needed.
+    while the process is forked (see `aloop.forks`), and opened again when it is needed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Committer:
         """Do nothing; awaited to know that what was asked of the thread before has ended."""
 
     def suspend(self) -> None:
-        """Close the connection until the next commit; see `aloop.log.forks`."""
+        """Close the connection until the next commit; see `aloop.forks`."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -16,10 +16,10 @@ from typing import ClassVar, Final
 from weakref import WeakSet
 
 from aloop.errors import JournalError, LogInUseError
+from aloop.forks import tell_after_fork
 from aloop.log.backlog import Backlog
 from aloop.log.committing import Committer
 from aloop.log.connection import is_busy, locked
-from aloop.log.forks import tell_after_fork
 from aloop.log.groups import Group, Source
 from aloop.log.ownership import Ownership
 from aloop.log.readers import BUSY_TIMEOUT_S, Readers

@@ -9,8 +9,8 @@ from typing import Final
 from weakref import ref
 
 from aloop.errors import LogFileError
+from aloop.forks import at_work, close_before_fork
 from aloop.log.files import check_size, check_version
-from aloop.log.forks import at_work, close_before_fork
 
 __all__ = ["BUSY_TIMEOUT_S", "Readers"]
 
@@ -64,7 +64,7 @@ class Readers:
             self.suspend()
 
     def suspend(self) -> None:
-        """Do that while no other thread can lend one; see `aloop.log.forks`."""
+        """Do that while no other thread can lend one; see `aloop.forks`."""
         while self._idle:
             self._idle.pop().close()
 

@@ -10,9 +10,9 @@ from typing import Final, Literal, Self
 
 from aloop.config import config
 from aloop.errors import JournalError, is_other
+from aloop.forks import tell_after_fork
 from aloop.log.base import TrainingLog
 from aloop.log.files import as_path, refuse_missing
-from aloop.log.forks import tell_after_fork
 from aloop.log.groups import Group, Writer
 from aloop.log.journal import MEMORY, Journal
 from aloop.log.readers import Readers
@@ -336,8 +336,8 @@ class SQLiteLog(TrainingLog):
         self.sequence += 1
         self._unwritten.mark()
         self._iterations_done = self.status.get("iterations_done")
-        if self._following:
-            self._wake_followers()
+        if self._followers.waiting:
+            self._followers.wake()
 
     async def _read(self, journal: Journal) -> None:
         """Take over the run from the file; what was written before the opening wins."""

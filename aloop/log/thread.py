@@ -8,10 +8,10 @@ from typing import Any
 import aiosqlite
 
 from aloop.errors import LogFileError
+from aloop.forks import at_work
 from aloop.log.committing import Committer
 from aloop.log.connection import LogConnection, is_busy, locked
 from aloop.log.files import check_size, publish_new
-from aloop.log.forks import at_work
 from aloop.log.ownership import Ownership
 from aloop.log.readers import BUSY_TIMEOUT_S
 

@@ -416,7 +416,7 @@ async def test_series_across_many_resumptions(database):
 async def test_follower_from_before_the_run_gets_each_row_once(kind, database):
     log = make_log(kind, database)
     followed = asyncio.create_task(follow_all(log))
-    await until(lambda: log._following)
+    await until(lambda: log._followers.waiting)
     await loop_of(log, batches=range(100), epochs=3).run()
     rows = await followed
     assert rows == all_rows(log)
@@ -496,7 +496,7 @@ async def test_rows_of_a_follower_are_those_of_the_log(kind, database):
 async def test_follower_gets_the_rows_after_a_time(kind, database, after):
     log = make_log(kind, database)
     followed = asyncio.create_task(follow_all(log, after=after))
-    await until(lambda: log._following)
+    await until(lambda: log._followers.waiting)
     await loop_of(log).run()
     assert times_of(await followed) == [time for time in range(1, 11) if time > after]
     assert times_of(await follow_all(log, after=after)) == times_of(await followed)
@@ -533,7 +533,7 @@ async def test_times_without_records_are_left_out(kind, database):
 async def test_follower_ends_when_the_run_fails(kind, database):
     log = make_log(kind, database)
     followed = asyncio.create_task(follow_all(log))
-    await until(lambda: log._following)
+    await until(lambda: log._followers.waiting)
 
     async def fail(batch):
         if batch == 5:
@@ -568,7 +568,7 @@ async def test_follower_ends_when_the_run_is_cancelled(kind, database):
 async def test_follower_ends_when_a_log_without_a_run_is_closed(database):
     log = await SQLiteLog(database).open()
     followed = asyncio.create_task(follow_all(log))
-    await until(lambda: log._following)
+    await until(lambda: log._followers.waiting)
     log[3]["x"] = 1
     await log.close()
     assert await followed == [(3, {"x": 1})]
@@ -578,7 +578,7 @@ async def test_follower_ends_when_a_log_without_a_run_is_closed(database):
 async def test_many_followers_get_all_rows(kind, database):
     log = make_log(kind, database)
     followers = [asyncio.create_task(follow_all(log, after=n % 3 - 1)) for n in range(30)]
-    await until(lambda: len(log._following) == 30)
+    await until(lambda: len(log._followers.waiting) == 30)
     await loop_of(log, batches=range(500)).run()
     for number, rows in enumerate(await asyncio.gather(*followers)):
         assert times_of(rows) == list(range(max(number % 3, 1), 501))
@@ -605,7 +605,7 @@ async def test_follower_that_breaks_off_leaves_nothing_behind(kind, database):
     await begun[0]
     gc.collect()
     await until(lambda: asyncio.all_tasks() == tasks)
-    assert log._following == []
+    assert log._followers.waiting == []
 
 
 @KINDS
@@ -617,25 +617,25 @@ async def test_follower_that_is_dropped_in_its_middle_leaves_nothing_behind(kind
         break
     gc.collect()
     await until(lambda: len(asyncio.all_tasks()) == 1)
-    assert log._following == []
+    assert log._followers.waiting == []
 
 
 @KINDS
 async def test_follower_that_is_cancelled_leaves_nothing_behind(kind, database):
     log, tasks = make_log(kind, database), asyncio.all_tasks()
     followed = asyncio.create_task(follow_all(log))
-    await until(lambda: log._following)
+    await until(lambda: log._followers.waiting)
     followed.cancel()
     with pytest.raises(asyncio.CancelledError):
         await followed
-    assert (log._following, asyncio.all_tasks() - tasks) == ([], set())
+    assert (log._followers.waiting, asyncio.all_tasks() - tasks) == ([], set())
 
 
 @KINDS
 async def test_follower_that_was_cancelled_does_not_disturb_the_run_or_others(kind, database):
     log = make_log(kind, database)
     followers = [asyncio.create_task(follow_all(log)) for _ in range(4)]
-    await until(lambda: len(log._following) == 4)
+    await until(lambda: len(log._followers.waiting) == 4)
     for follower in followers[:2]:
         follower.cancel()
     await loop_of(log).run()
