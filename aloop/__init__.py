@@ -15,8 +15,10 @@ from aloop.callbacks import CallbackName, Position, Stage
 from aloop.config import config
 from aloop.errors import AloopError, TrainingFinish
 from aloop.extensions import (
+    Checkpoint,
     CompositeExtension,
     FinishAfter,
+    Load,
     OnLogRecord,
     Printing,
     ProgressBar,
@@ -45,11 +47,13 @@ __all__ = [
     "AloopError",
     "ArrayStream",
     "CallbackName",
+    "Checkpoint",
     "CompositeExtension",
     "DataStream",
     "FinishAfter",
     "FunctionAlgorithm",
     "GradientDescent",
+    "Load",
     "MainLoop",
     "Momentum",
     "OnLogRecord",

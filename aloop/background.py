@@ -124,6 +124,15 @@ class BackgroundWork:
         task = self._last[id(owner)] = self._start(work, name)
         task.add_done_callback(partial(self._forget_last, owner))
 
+    async def settle(self, owner: object | None = None) -> None:
+        """Wait until what was begun in turn so far has ended, that of one owner or of all.
+
+        Not, when the run is to stop: that has its own time.
+        """
+        begun = [task for key, task in self._last.items() if owner is None or key == id(owner)]
+        while not self._stop.must_leave and (left := [t for t in begun if not t.done()]):
+            await asyncio.wait([*left, self._stop.news()], return_when=asyncio.FIRST_COMPLETED)
+
     def _forget_last(self, owner: object, task: asyncio.Task[None]) -> None:
         if self._last.get(id(owner)) is task:
             del self._last[id(owner)]

@@ -12,7 +12,14 @@ from aloop.log.base import TrainingLog
 from aloop.protocols import Log, Record
 from aloop.stopping import LeftBehind, StopLevel, StopRequest
 
-__all__ = ["FINISH_REQUESTED", "Callbacks", "drain", "finish_reason", "forget_last_ending"]
+__all__ = [
+    "FINISH_REQUESTED",
+    "Callbacks",
+    "drain",
+    "finish_reason",
+    "forget_last_ending",
+    "joined",
+]
 
 FINISH_REQUESTED: Final = "training_finish_requested"
 """The record by which an extension asks for the end of the training."""
@@ -67,6 +74,7 @@ async def drain(
     log: TrainingLog,
     extensions: Callbacks,
     finish_background: Callable[[], Awaitable[BaseException | None]],
+    save: Callable[[], Awaitable[BaseException | None]],
 ) -> BaseException | None:
     """Let the extensions end what they have begun.
 
@@ -76,6 +84,7 @@ async def drain(
         log: the log of the run.
         extensions: calls the extensions.
         finish_background: waits for what runs beside the training, and gives what failed of it.
+        save: saves the checkpoint that is still wanted, and gives what it failed with.
 
     Gives what the run as a whole failed with; failures are returned, not raised. Cancelled when
     the grace is over, it leaves out what has not begun.
@@ -84,22 +93,25 @@ async def drain(
     was_interrupted = False
     try:
         # First, for what it records belongs to what the extensions are called with.
-        failure = _joined(failure, await finish_background())
+        failure = joined(failure, await finish_background())
         if failure is None and stop.level is not StopLevel.ABANDON:
             was_interrupted = bool(stop.level)
             failure = await _end_in_order(stop, log, extensions)
-            failure = _joined(failure, await finish_background())
+            failure = joined(failure, await finish_background())
+            if failure is None:
+                failure = await save()
     except asyncio.CancelledError as error:  # in the wait for the background
-        failure = _joined(failure, error)
+        failure = joined(failure, error)
     if failure is not None and not _is_giving_up(failure, stop):
         _record(failure, log)
         if stop.level is not StopLevel.ABANDON:
             await _tell(failure, extensions, was_interrupted=was_interrupted)
-            failure = _joined(failure, await finish_background())
+            failure = joined(failure, await finish_background())
+            failure = joined(failure, await save())
     return failure
 
 
-def _joined(first: BaseException | None, second: BaseException | None) -> BaseException | None:
+def joined(first: BaseException | None, second: BaseException | None) -> BaseException | None:
     """Give the first of two failures, the second as a note on it."""
     if first is None or second is None:
         return first or second
@@ -147,4 +159,4 @@ async def _tell(failure: BaseException, extensions: Callbacks, *, was_interrupte
             second = await extensions.call_all(CallbackName.ON_INTERRUPT)
     except BaseException as error:  # noqa: BLE001 - noted, whatever it is
         second = error
-    _joined(failure, second)  # the first failure is what the caller has to know
+    joined(failure, second)  # the first failure is what the caller has to know

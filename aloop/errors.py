@@ -11,11 +11,16 @@ __all__ = [
     "AlreadyRunningError",
     "ArgumentError",
     "BackendError",
+    "CheckpointError",
+    "CheckpointInUseError",
+    "CheckpointValueError",
+    "CheckpointVersionError",
     "ConfigurationError",
     "EmptyEpochError",
     "ExtensionLookupError",
     "GivenUpError",
     "JournalError",
+    "LogBehindError",
     "LogFileError",
     "LogInUseError",
     "LogKeyError",
@@ -64,6 +69,22 @@ class BackendError(AloopError, ValueError):
     """A log backend that does not exist was asked for."""
 
 
+class CheckpointError(AloopError, OSError):
+    """A checkpoint cannot be written, or one that is needed is broken."""
+
+
+class CheckpointInUseError(CheckpointError):
+    """Another run writes its checkpoints into this directory."""
+
+
+class CheckpointValueError(AloopError, TypeError, ValueError):
+    """A state holds something that no checkpoint can, or does not fit what it is loaded into."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint is of a version that this version of aloop does not know."""
+
+
 class ConfigurationError(AloopError, ValueError):
     """A setting is unknown, has no value, or its value cannot be read."""
 
@@ -82,6 +103,10 @@ class GivenUpError(AloopError, RuntimeError):
 
 class JournalError(AloopError, RuntimeError):
     """The log could not be written to its file; what was not written is still in memory."""
+
+
+class LogBehindError(AloopError, RuntimeError):
+    """The log ends before the checkpoint that it belongs to, or is another one."""
 
 
 class LogFileError(AloopError, OSError):

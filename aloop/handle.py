@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from aloop.errors import ArgumentError, GivenUpError, NotRunningError, brief
 from aloop.log.base import TrainingLog
@@ -18,6 +19,14 @@ __all__ = ["RunHandle", "beside"]
 _logger = logging.getLogger("aloop")
 
 
+class Requests(Protocol):
+    """Where checkpoints are requested: see `aloop.saving`."""
+
+    def request(self) -> Awaitable[Path]:
+        """Have a checkpoint saved at the next boundary."""
+        ...
+
+
 class RunHandle:
     """A run that goes on beside the body of ``async with loop.running()``.
 
@@ -26,10 +35,15 @@ class RunHandle:
     """
 
     def __init__(
-        self, supervisor: Supervisor, run: "asyncio.Task[BaseException | None]", log: TrainingLog
+        self,
+        supervisor: Supervisor,
+        run: "asyncio.Task[BaseException | None]",
+        log: TrainingLog,
+        requests: Requests,
     ) -> None:
         self._supervisor = supervisor
         self._run = run
+        self._requests = requests
         self._traceback: TracebackType | None = None
         self.log = log
         """The record of the training."""
@@ -67,6 +81,18 @@ class RunHandle:
     def resume(self) -> None:
         """Ask the run to go on. Does nothing when it is not paused, or has ended."""
         self._supervisor.resume()
+
+    def request_checkpoint(self) -> Awaitable[Path]:
+        """Have a checkpoint saved at the next batch boundary, and give its path when awaited.
+
+        See `MainLoop.request_checkpoint`. Raises `NotRunningError` when the run has ended.
+        """
+        if not self._supervisor.is_running:
+            raise NotRunningError(
+                "request_checkpoint() was called on the handle of a run that has ended; expected "
+                "it to be under way; look at handle.state first"
+            )
+        return self._requests.request()
 
     async def wait_paused(self) -> bool:
         """Wait until the run holds still after `pause`, no step or callback under way.
@@ -118,13 +144,16 @@ def _tell(run: "asyncio.Task[BaseException | None]") -> None:
 
 @asynccontextmanager
 async def beside(
-    supervisor: Supervisor, run: Coroutine[Any, Any, object], log: TrainingLog
+    supervisor: Supervisor,
+    run: Coroutine[Any, Any, object],
+    log: TrainingLog,
+    requests: Requests,
 ) -> AsyncGenerator[RunHandle]:
     """Have a run go on beside the body; see `MainLoop.running`."""
     # Hidden: who cancels all tasks reaches the run all the same, by its drivers.
     task = create_hidden_task(_outcome(run), name="aloop run")
     task.add_done_callback(_tell)
-    handle = RunHandle(supervisor, task, log)
+    handle = RunHandle(supervisor, task, log, requests)
     try:
         yield handle
     except GeneratorExit:

@@ -3,13 +3,14 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from aloop.algorithms.base import as_algorithm
 from aloop.background import BackgroundWork
 from aloop.callbacks import Position
 from aloop.config import config
-from aloop.errors import NoModelError, NotRunningError
+from aloop.errors import AlreadyRunningError, NoModelError, NotRunningError
 from aloop.exclusive import Possession
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, find_extension
@@ -18,6 +19,7 @@ from aloop.log.backends import check_log, create_log
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
 from aloop.protocols import Algorithm, Background, Stream
+from aloop.saving import Saver
 from aloop.signals import SignalMode, check_mode, subscribed
 from aloop.stalls import check_warning_time, watched
 from aloop.stopping import RunState, StopRequest, as_level
@@ -226,6 +228,50 @@ class MainLoop:
         return await self._run_under_way("wait_paused()").wait_paused()
 
     @property
+    def checkpoints(self) -> Saver:
+        """What saves and restores the training; for extensions."""
+        return self._training.saver
+
+    def request_checkpoint(self) -> Awaitable[Path]:
+        """Have a checkpoint saved at the next batch boundary, and give its path when awaited.
+
+        In the directory of the first `Checkpoint` among the extensions. It need not be awaited;
+        in a callback or a step it cannot be. A run that is paused, or waits for its stream, is at
+        a boundary. Raises `CheckpointError` without such an extension or when the training is
+        over, `NotRunningError` when no run is under way; awaiting it raises what the saving
+        failed with.
+        """
+        self._run_under_way("request_checkpoint()")
+        return self._training.saver.request()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of the whole training, as JSON values and arrays: a checkpoint in memory.
+
+        Between two runs, or while one is paused; raises `AlreadyRunningError` otherwise. The rows
+        of a log in a file are not in it.
+        """
+        run = self._last_run
+        if run is not None and run.supervisor.is_running and not run.supervisor.stop.is_holding:
+            raise AlreadyRunningError(
+                "state_dict() was called while the run is under way; expected it to hold still; "
+                "await pause() and wait_paused() first, or request_checkpoint()"
+            )
+        return self._training.saver.state()
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Have a state that `state_dict` gave put back when the next run starts.
+
+        Raises `AlreadyRunningError` while a run is under way, `CheckpointValueError` for what is
+        no such state.
+        """
+        if self._last_run is not None and self._last_run.supervisor.is_running:
+            raise AlreadyRunningError(
+                "load_state_dict() was called while the run is under way; expected it before; "
+                "wait for its end"
+            )
+        self._training.saver.load_state(dict(state))
+
+    @property
     def background(self) -> Background:
         """What runs beside the training; `NotRunningError` when no run is under way."""
         return self._run_under_way("background work").background
@@ -267,7 +313,8 @@ class MainLoop:
         """
         require_event_loop("running()")
         run = self._begin()
-        async with beside(run.supervisor, self._see_through(run), self.log) as handle:
+        work = self._see_through(run)
+        async with beside(run.supervisor, work, self.log, self._training.saver) as handle:
             yield handle
 
     def _run_under_way(self, asked: str) -> Supervisor:

@@ -13,6 +13,7 @@ __all__ = [
     "Algorithm",
     "Background",
     "Batch",
+    "Checkpoints",
     "Log",
     "Loop",
     "Stateful",
@@ -144,6 +145,22 @@ class Background(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """The saving and restoring of a training: see `aloop.saving`."""
+
+    async def prepare(self, wish: Any, *, is_main: bool) -> None:
+        """Make sure that checkpoints can be written where a `SaveWish` says."""
+        ...
+
+    def save(self, wish: Any) -> None:
+        """Have a checkpoint saved, by a `SaveWish`, at the next boundary."""
+        ...
+
+    def load(self, wish: Any) -> None:
+        """Have a checkpoint loaded, by a `LoadWish`, before the training begins."""
+        ...
+
+
 class Loop(Protocol):
     """The main loop as extensions see it."""
 
@@ -185,6 +202,11 @@ class Loop(Protocol):
     @property
     def background(self) -> Background:
         """What runs beside the training of the run that is under way."""
+        ...
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What saves and restores the training."""
         ...
 
     def start_soon(

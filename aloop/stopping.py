@@ -62,6 +62,8 @@ class StopRequest:
         """What failed beside the training and ends it; `TrainingFinish` asks for no more."""
         self.is_paused = False
         """Whether the run is to hold still at the next batch boundary."""
+        self.is_checkpoint_due = False
+        """Whether a checkpoint is to be taken at the next boundary."""
         self.is_due = False
         """Whether any of this is to be looked at at the next boundary."""
         self.is_cancelled = False
@@ -116,8 +118,16 @@ class StopRequest:
         self.is_paused = False
         self._changed()
 
+    def want_checkpoint(self, is_wanted: bool = True) -> None:
+        """Ask for a checkpoint at the next boundary, or for none any more."""
+        if is_wanted != self.is_checkpoint_due:
+            self.is_checkpoint_due = is_wanted
+            self._changed()
+
     def _changed(self) -> None:
-        self.is_due = bool(self.level or self.is_paused or self.failure is not None)
+        self.is_due = bool(
+            self.level or self.is_paused or self.is_checkpoint_due or self.failure is not None
+        )
         self._wake()
         self.tell()
 
@@ -170,9 +180,11 @@ class StopRequest:
     async def wait_with(self, future: "asyncio.Future[Any] | None" = None) -> None:
         """Wait until the future is done, if there is one, and the run is not paused.
 
-        Returns as soon as no further batch is to be begun.
+        Returns as soon as no further batch is to be begun, or a checkpoint is due.
         """
-        while not self.must_leave and (self.is_paused or (future and not future.done())):
+        while not (self.must_leave or self.is_checkpoint_due) and (
+            self.is_paused or (future and not future.done())
+        ):
             # Not for the future itself, which would be cancelled with its awaiter.
             self._waiter = self._loop.create_future()
             if future is not None and not future.done():

@@ -12,14 +12,17 @@ from typing import Any, Final
 from aloop.algorithms.base import as_quantities
 from aloop.background import BackgroundWork
 from aloop.callbacks import CallbackName, Position, Stage
-from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending
-from aloop.errors import EmptyEpochError, TrainingFinish, brief
+from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending, joined
+from aloop.errors import EmptyEpochError, StreamError, TrainingFinish, brief
+from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, call_each
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
-from aloop.protocols import Algorithm, Stream
+from aloop.protocols import Algorithm, Stateful, Stream
+from aloop.saving import Saver
 from aloop.stalls import blames
 from aloop.stopping import LeftBehind, StopRequest
+from aloop.streams.cursor import Place, place_in
 from aloop.streams.fetch import END, Fetcher
 from aloop.turns import Turn
 
@@ -72,7 +75,10 @@ class Training:
         self._is_profiled = False
         self._resources = AsyncExitStack()
         self._fetcher = Fetcher()
+        self._to_skip = 0  # batches of the epoch that were trained on before it was begun anew
         self._turn = Turn()
+        self.saver = Saver(self)
+        """Saves the training, and restores it."""
         log.status.declare(_FLAGS)
 
     @property
@@ -97,6 +103,30 @@ class Training:
         self._background = background
         self._is_open = False
         self._resources = AsyncExitStack()
+        self.saver.begin(stop, background)
+        self._resources.callback(self.saver.end)
+
+    # What is saved of it, and restored.
+
+    def extensions(self) -> list[TrainingExtension]:
+        """Give its extensions, and those inside them."""
+        return [part for extension in self.dispatcher.extensions for part in extension.parts()]
+
+    def place(self) -> Place:
+        """Tell the place in the stream that was consumed, though a fetch may be under way."""
+        return self._fetcher.place_ahead(self.epoch_iterator) or self._place_now()
+
+    def _place_now(self) -> Place:
+        in_epoch = self._stage.in_epoch
+        return place_in(self.data_stream, self.epoch_iterator, in_epoch=in_epoch)
+
+    def go_to(self, position: Position, iterator: Any, to_skip: int) -> None:
+        """Be at a position, with the iterator of its epoch, of which batches may be left out."""
+        if position.stage is not Stage.NOT_STARTED:
+            self._stage = position.stage
+        self._batch = position.batch
+        self.epoch_iterator = iterator
+        self._to_skip = to_skip
 
     # The parts of a run. They return what it failed with: see aloop.supervision.
 
@@ -122,14 +152,24 @@ class Training:
 
     async def drain(self, failure: BaseException | None) -> BaseException | None:
         """Let the extensions end what they have begun, if it ever came to that."""
-        finish_background = self._background.finish
         if self._is_open:
             self.log.end_training()
-            failure = await drain(failure, self._stop, self.log, self.dispatcher, finish_background)
+            failure = await drain(
+                failure,
+                self._stop,
+                self.log,
+                self.dispatcher,
+                self._finish_background,
+                self.saver.take_last,
+            )
         else:
-            await finish_background()  # begun by somebody outside
+            await self._background.finish()  # begun by somebody outside
         self._background.end()
         return failure
+
+    async def _finish_background(self) -> BaseException | None:
+        failure = await self.saver.take_requested()
+        return joined(failure, await self._background.finish())
 
     async def close(self, failure: BaseException | None) -> BaseException | None:
         """Commit the last boundary and let go of what the run held."""
@@ -165,8 +205,10 @@ class Training:
                 raise LeftBehind
             self._stage = Stage.TRAINING_STARTED
             self.status["training_started"] = True
+        goes_on = await self.saver.restore()
         if self.status["iterations_done"]:
-            self.log.resume()
+            if not goes_on:
+                self.log.resume()
             # Under the new id: the records of the run that ended stay its own.
             forget_last_ending(self.log)
             await self.dispatcher.call(CallbackName.ON_RESUMPTION)
@@ -219,7 +261,12 @@ class Training:
         """Train on what is left of the epoch, batch after batch."""
         log, status = self.log, self.log.status
         stop, dispatcher, turn = self._stop, self.dispatcher, self._turn
-        fetch, waits = self._fetcher.of(self.epoch_iterator, stop)
+        tells_place = isinstance(self.data_stream, Stateful) or isinstance(
+            self.epoch_iterator, Stateful
+        )
+        fetch, waits = self._fetcher.of(
+            self.epoch_iterator, stop, self._place_now if tells_place else None
+        )
         fetch, waits = self.timed("read_data", fetch), waits or self._is_profiled
         while True:
             try:
@@ -232,7 +279,16 @@ class Training:
             if batch is END:
                 if self._fetcher.is_left:
                     raise stop.failure or TrainingFinish("batch_interrupt_received")
+                if self._fetcher.has_news:
+                    await self._heed()
+                    continue
+                self._refuse_short_replay()
                 return
+            if self._to_skip:
+                self._to_skip -= 1
+                if turn.is_over():
+                    await turn.give_way()
+                continue
             if not self._batch:
                 status["received_first_batch"] = True
             self._batch += 1
@@ -266,6 +322,14 @@ class Training:
                     log.commit()
                     await self._heed()
 
+    def _refuse_short_replay(self) -> None:
+        if self._to_skip:
+            raise StreamError(
+                f"the epoch of the data stream {self.data_stream!r} has ended after "
+                f"{self._batch - self._to_skip} batches; expected the {self._batch} that had been "
+                "trained on when the checkpoint was saved; give it the data that it had"
+            )
+
     def _stream_failed(self, error: BaseException) -> None:
         error.add_note(
             f"raised by the data stream {self.data_stream!r} after batch {self._batch} of epoch "
@@ -275,16 +339,20 @@ class Training:
         self._leave_epoch()
 
     async def _heed(self, requested: Any = None, *, at_epoch_end: bool = False) -> None:
-        """Do at a boundary what was asked: raise a failure or TrainingFinish, or hold still."""
+        """Do at a boundary what was asked: finish or fail, save a checkpoint, or hold still."""
         stop = self._stop
-        if stop.failure is not None:
-            raise stop.failure
-        self._finish_if_asked(requested, at_epoch_end=at_epoch_end)
-        if stop.is_paused:
-            await stop.wait_with()
+        while True:
+            if stop.failure is not None:
+                raise stop.failure
+            self._finish_if_asked(requested, at_epoch_end=at_epoch_end)
+            if stop.is_checkpoint_due:
+                await self.saver.take()
+            elif stop.is_paused:
+                await stop.wait_with()
+            else:
+                return
             stop.record(self.log)
             self.log.commit()
-            await self._heed(at_epoch_end=at_epoch_end)
 
     def _finish_if_asked(self, requested: Any, *, at_epoch_end: bool) -> None:
         log = self.log

@@ -8,6 +8,7 @@ import numpy as np
 from aloop.algorithms.base import Quantities, TrainingAlgorithm, Where, check_where
 from aloop.algorithms.parameters import Array, check_like
 from aloop.algorithms.step_rules import Scale, StepRule
+from aloop.checkpoints.generators import check_generators
 from aloop.offload import run_in_worker
 from aloop.protocols import Batch
 
@@ -29,6 +30,8 @@ class GradientDescent(TrainingAlgorithm):
         step_rule: how gradients become steps; `Scale` unless given.
         where: ``"thread"``: a step runs on the run's worker thread; ``"inline"``: on the event
             loop's, for steps far below 0.1 ms.
+        generators: the random generators that `gradients` draws from, by name, whose states belong
+            to a checkpoint; see `TrainingAlgorithm.register_generator`.
 
     Raises `ParameterError` when the gradients do not match the parameters; these are then as
     they were.
@@ -41,11 +44,13 @@ class GradientDescent(TrainingAlgorithm):
         step_rule: StepRule | None = None,
         *,
         where: Where = "thread",
+        generators: Mapping[str, Any] | None = None,
     ) -> None:
         self.parameters = parameters
         self.gradients = gradients
         self.step_rule = Scale() if step_rule is None else step_rule
         self.where = check_where(where)
+        self._generators = check_generators(generators)
 
     async def process_batch(self, batch: Batch) -> Quantities:
         """Take one step and give the quantities of the batch, as they were before the step."""

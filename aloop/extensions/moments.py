@@ -9,7 +9,7 @@ from typing import Any, Final, Self, cast
 
 from aloop.background import current_moment
 from aloop.callbacks import Position
-from aloop.log.base import last_epoch_end
+from aloop.log.times import last_epoch_end
 from aloop.protocols import Log, Loop, Record
 from aloop.stopping import LeftBehind
 

@@ -88,6 +88,15 @@ class TrainingDataMonitoring(SimpleExtension):
         self._sums = {}
         self._weight = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give what was added up since the last record."""
+        return {"sums": dict(self._sums), "weight": self._weight}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Put back what `state_dict` gave."""
+        self._sums = dict(state["sums"])
+        self._weight = state["weight"]
+
     def record_name(self, variable: str) -> str:
         """Give the name under which a variable is recorded."""
         return self.SEPARATOR.join(part for part in (self.prefix, variable, self.suffix) if part)

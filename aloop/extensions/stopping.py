@@ -1,6 +1,6 @@
 """Extensions that end the training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, Unpack
 
@@ -66,6 +66,16 @@ class FinishAfter(SimpleExtension):
     async def do(self, which_callback: str, *args: Any) -> None:
         """Record that the training is to finish."""
         self.main_loop.log.current_row["training_finish_requested"] = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the limits that were lifted, each as its counter and its number."""
+        return {"lifted": [[limit.counter, limit.limit] for limit in self._reached if
+                           limit.is_lifted]}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Lift the limits that were lifted; one that is new to the training holds."""
+        for limit in self._reached:
+            limit.is_lifted = [limit.counter, limit.limit] in state["lifted"]
 
     def _count(self, trigger: str, number: int) -> Iterable[tuple[CallbackName, Predicate]]:
         if trigger.startswith("every"):

@@ -7,30 +7,29 @@ is told of every write through one list, `TrainingLog._changes`, and of every co
 
 import asyncio
 import uuid as uuid_module
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from operator import index
-from typing import Any, Final, Self, SupportsIndex, cast
+from functools import partial
+from typing import Any, Self, SupportsIndex, cast
 
 from aloop.errors import (
     AlreadyRunningError,
     ArgumentError,
     LogTimeError,
     LogValueError,
-    NoEpochError,
 )
+from aloop.log.carried import as_columns, behind, put_back_row, put_rows
 from aloop.log.following import Followers
 from aloop.log.frames import as_dataframe
 from aloop.log.records import RUN_START, Change, Changes, Row, RunStart, Status
 from aloop.log.rows import Rows
 from aloop.log.series import Series
-from aloop.log.values import normalise, normalise_key
+from aloop.log.times import MAX_TIME, check_time, first_time, last_epoch_end
+from aloop.log.values import DELETED, normalise, normalise_key
 from aloop.protocols import Record
 from aloop.tasks import current_part
 
 __all__ = ["TrainingLog"]
-
-_MAX_TIME: Final = 2**63  # what SQLite's integers end before
 
 
 class TrainingLog:
@@ -82,7 +81,7 @@ class TrainingLog:
         return self.uuid.hex
 
     def __getitem__(self, time: SupportsIndex) -> Row:
-        if type(time) is not int or not 0 <= time < _MAX_TIME:
+        if type(time) is not int or not 0 <= time < MAX_TIME:
             time = check_time(time)
         return self._rows[time]
 
@@ -146,6 +145,41 @@ class TrainingLog:
         self.status.restore({"resumed_from": resumed_from})
         if self._changes is not None:
             self._changes.extend(self._run_start(resumed_from, forked_at))
+
+    def head(self) -> dict[str, Any]:
+        """Give the log as it is now but for its earlier rows, for a checkpoint; see `recall`."""
+        return {
+            "run": self.h_uuid,
+            "sequence": self.sequence,
+            "status": self.status.snapshot(),
+            "row": dict(self.current_row),
+        }
+
+    def columns(self) -> dict[str, Any] | None:
+        """Give all rows by key, for a checkpoint; None where they are kept in a file."""
+        return as_columns(self._rows)
+
+    async def recall(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Check that this log can go on from a `head` and its rows, and give what makes it do so.
+
+        It becomes the log of that run as of then, and is resumed under a new id; what was written
+        to it and not committed is dropped. Raises `LogBehindError` if it lacks what it would have
+        to go on from.
+        """
+        if state["rows"] is None:
+            raise behind(f"{self!r}, which is in memory,", state, sequence=None)
+        return partial(self._go_on_from, state)
+
+    def _go_on_from(self, state: Mapping[str, Any], look: Callable[[], None] | None = None) -> None:
+        self._rows.forget_after(-1)
+        if look is not None:
+            look()
+        self.uuid, self.sequence = as_uuid(state["run"]), state["sequence"]
+        status = {key: normalise(key, value) for key, value in state["status"].items()}
+        self.status.restore(dict.fromkeys(self.status.keys() - status.keys(), DELETED) | status)
+        self.resume()
+        put_rows(self._rows, state["rows"] or {})
+        put_back_row(self.current_row, state["row"])
 
     def _run_start(self, resumed_from: str | None, forked_at: int | None) -> Change:
         start = RunStart(
@@ -296,7 +330,7 @@ class TrainingLog:
             next_time = min([next_time, *(time + 1 for time in self._forks[forks:])])
             has_ended = self._has_ended or (is_of_run and self._is_training_over)
             seen, forks = self.sequence, len(self._forks)
-            last_time = _MAX_TIME - 1 if has_ended else self.status["iterations_done"] - 1
+            last_time = MAX_TIME - 1 if has_ended else self.status["iterations_done"] - 1
             async with aclosing(self._rows.read_between(next_time, last_time)) as rows:
                 async for row in rows:
                     yield row
@@ -321,43 +355,3 @@ def as_uuid(uuid: "uuid_module.UUID | str | None") -> uuid_module.UUID:
             f"log uuid is {uuid!r}; expected a UUID or its 32 hexadecimal digits, as log.h_uuid "
             "gives them"
         ) from None
-
-
-def last_epoch_end(status: Mapping[str, Any]) -> int:
-    """Give the time at which the last epoch ended; `NoEpochError` before that."""
-    ends: Sequence[int] = status["_epoch_ends"]
-    if not ends:
-        raise NoEpochError(
-            "last_epoch_row was read after 0 epochs; expected at least one epoch to have ended; "
-            "look at log.status['epochs_done'] first"
-        )
-    return ends[-1]
-
-
-def first_time(after: object) -> int:
-    """Give the first time that is later than `after`, which is a time or -1."""
-    return 0 if type(after) is int and after == -1 else check_time(after) + 1
-
-
-def check_time(time: object) -> int:
-    """Check the time of a row and give it as an int."""
-    given = time
-    if type(time) is not int:
-        # numpy's integers are fine; booleans are integers for Python, but no time.
-        try:
-            time = None if isinstance(time, bool) else index(cast("SupportsIndex", time))
-        except TypeError:
-            time = None
-        if time is None:
-            raise LogTimeError(
-                f"log time is {given!r} of type {type(given).__name__}; expected a whole number "
-                "from 0 on, such as log.status['iterations_done']"
-            )
-    if time < 0:
-        raise LogTimeError(
-            f"log time is {time}; expected a whole number from 0 on; rows count from the first "
-            "batch, there is no row before it"
-        )
-    if time >= _MAX_TIME:
-        raise LogTimeError(f"log time is {time}; expected less than 2**63")
-    return time

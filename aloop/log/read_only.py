@@ -9,12 +9,12 @@ from typing import Any, Final, Self, SupportsIndex, cast
 from uuid import UUID
 
 from aloop.errors import ArgumentError, LogTimeError, UnknownRunError
-from aloop.log.base import check_time, first_time, last_epoch_end
 from aloop.log.files import as_path
 from aloop.log.frames import as_dataframe
 from aloop.log.readers import Readers
 from aloop.log.reading import END_OF_TIME, Head, History
 from aloop.log.series import Series, merge
+from aloop.log.times import check_time, first_time, last_epoch_end
 from aloop.log.values import FrozenDict, normalise_key
 from aloop.protocols import Record
 

@@ -5,7 +5,7 @@ run first; a `History` is that, as it is in the file.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from aloop.errors import UnknownRunError
+from aloop.log.carried import behind
 from aloop.log.readers import Readers
 from aloop.log.schema import LINEAGE
 from aloop.log.series import Part
@@ -57,11 +58,30 @@ class History:
         self._line: str | None = None  # the lineage as SQL, once all its runs are in the file
 
     @classmethod
+    def new(cls, readers: Readers, run: str) -> "History":
+        """Give the history of a run without ancestors, which the file need not know yet."""
+        return cls(readers, ((run, END_OF_TIME),))
+
+    @classmethod
     def of(cls, readers: Readers, run: str) -> "tuple[History, Head]":
         """Give the history of the run of this hexadecimal id; `UnknownRunError` without one."""
         with readers.connection() as connection:
             head = _read_head(connection, run, readers.database)
         return cls(readers, head.lineage), head
+
+    @classmethod
+    def reaching(cls, readers: Readers, state: Mapping[str, Any]) -> "History":
+        """Give the history of a run that a log's state is of, which has to be as far as that.
+
+        Raises `LogBehindError` when it is not, or there is no such run.
+        """
+        try:
+            history, head = cls.of(readers, state["run"])
+        except UnknownRunError as error:
+            raise behind(str(readers.database), state, None) from error
+        if head.sequence < state["sequence"]:
+            raise behind(str(readers.database), state, head.sequence)
+        return history
 
     def fork(self, run: str, last_time: int) -> "History":
         """Give the history of a run that goes on from this one after `last_time`."""

@@ -146,6 +146,19 @@ class Changes(list[Any]):
         self._taken = self._at_mark
         return self.on_its_way
 
+    def drop(self) -> None:
+        """Forget what nobody has handed over yet."""
+        self.clear()
+        self.marked = 0
+        self._noted = self._at_mark = self._taken
+        self._sizes.clear()
+        self.row_bytes = 0
+
+    def unwritten_records(self) -> int:
+        """Count the records that nobody has handed over yet, of rows and not of the status."""
+        times: list[int] = self[::3]
+        return sum(1 for time in times if time >= 0)
+
     def settle(self) -> None:
         """Hear that what was handed over is written."""
         self.on_its_way = []

@@ -1,6 +1,7 @@
 """The rows of a log by time."""
 
 from collections.abc import AsyncGenerator, Iterator
+from typing import Any
 
 from aloop.log.records import Changes, Row
 from aloop.log.series import Series, as_series
@@ -63,3 +64,9 @@ class Rows(dict[int, Row]):
         """Let go of the rows after this time; one that somebody still holds notes no more."""
         for time in [time for time in self if time > last_time]:
             self.pop(time).note_changes_in(None)
+
+    def fork(self, run: str, last_time: int) -> None:
+        """Become the rows of a run that goes on from this one after `last_time`."""
+
+    def read_over(self, readers: Any) -> None:  # Readers, which is a floor above
+        """Read what is kept elsewhere over these connections."""

@@ -3,21 +3,24 @@
 import asyncio
 import uuid as uuid_module
 import warnings
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from aloop.config import config
 from aloop.errors import JournalError, is_other
 from aloop.forks import tell_after_fork
 from aloop.log.base import TrainingLog
+from aloop.log.carried import put_on_top
 from aloop.log.files import as_path, refuse_missing
 from aloop.log.groups import Group, Writer
 from aloop.log.journal import MEMORY, Journal
+from aloop.log.loop_lock import LoopLock
 from aloop.log.readers import Readers
-from aloop.log.reading import END_OF_TIME, History
-from aloop.log.records import EPOCH_END, RUN_START, STATUS, Changes, each_change
+from aloop.log.reading import History
+from aloop.log.records import Changes
 from aloop.log.rows import Rows
 from aloop.log.values import DELETED
 from aloop.log.window import WindowedRows
@@ -72,20 +75,18 @@ class SQLiteLog(TrainingLog):
         self._unwritten = Changes()
         super().__init__(uuid)
         self._written_sequence = 0
-        # A run that was asked for is read when the log is first opened. A new one starts then,
-        # so that its start tells what its status and name are by that time.
+        # Whether a run was asked for, and not read yet; a new one starts when it is first opened.
         self._unread = self._rows.is_unread = uuid is not None
         self._started = False
         self._writer = Writer()
-        # The count of iterations at the last commit point, which is noted as no change; None once
-        # it was handed over.
+        # The count of iterations at the last commit point, until it is handed over.
         self._iterations_done: int | None = None
         self._has_written = False  # since it was opened
         self._failure: Exception | None = None  # of the last attempt to write
         self._is_noted = False  # whether the journal knows that there is something committed
         self._journal: Journal | None = None
         self._holders = 0  # how many have opened the log and not closed it
-        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._opening = LoopLock()  # or closing
         self._inherited = 0  # how many records are another process's to write, after a fork
         tell_after_fork(self)
 
@@ -95,8 +96,8 @@ class SQLiteLog(TrainingLog):
     def _make_rows(self) -> Rows:
         if self.database == MEMORY:
             return Rows(self._unwritten)  # for which there is no second connection
-        readers = Readers(Path(self.database))
-        return WindowedRows(self._unwritten, History(readers, ((self.h_uuid, END_OF_TIME),)))
+        history = History.new(Readers(Path(self.database)), self.h_uuid)
+        return WindowedRows(self._unwritten, history)
 
     @property
     def is_open(self) -> bool:
@@ -108,7 +109,7 @@ class SQLiteLog(TrainingLog):
 
         Each `open` is to be answered by a `close`; the last one closes the file.
         """
-        async with self._lock():
+        async with self._opening.held():
             if self._live_journal() is None:
                 if self._unread:
                     refuse_missing(self.database, self.h_uuid)
@@ -121,7 +122,7 @@ class SQLiteLog(TrainingLog):
                     raise
                 self._start_run_if_new()
                 self._journal = journal
-                self._read_over(journal.readers)
+                self._rows.read_over(journal.readers)
             if not self._holders:
                 self._has_ended = False
             self._holders += 1
@@ -132,7 +133,7 @@ class SQLiteLog(TrainingLog):
 
         Reading goes on. A run that uses the log keeps it open.
         """
-        async with self._lock():
+        async with self._opening.held():
             journal = self._live_journal()
             held_by_run = 1 if self._in_session else 0
             if self._holders <= held_by_run:
@@ -161,11 +162,7 @@ class SQLiteLog(TrainingLog):
         if self.database == MEMORY:  # the next one is another, where the run starts anew
             self._started, self._writer = False, Writer()
         journal.backlog.forget(self)
-        self._read_over(Readers(journal.readers.database))
-
-    def _read_over(self, readers: Readers) -> None:
-        if isinstance(self._rows, WindowedRows):
-            self._rows.history.readers = readers
+        self._rows.read_over(Readers(journal.readers.database))
 
     async def flush(self) -> None:
         """Wait until what was written up to the last commit point is on the disk.
@@ -225,13 +222,6 @@ class SQLiteLog(TrainingLog):
             self._is_noted = False
         return self._journal
 
-    def _lock(self) -> asyncio.Lock:
-        """Give the lock for opening and closing; an asyncio lock belongs to one event loop."""
-        loop = asyncio.get_running_loop()
-        if self._opening is None or self._opening[0] is not loop:
-            self._opening = loop, asyncio.Lock()
-        return self._opening[1]
-
     def _start_run_if_new(self) -> None:
         """Put the start of the run before all changes, so that it is written first."""
         if not self._started:
@@ -274,8 +264,29 @@ class SQLiteLog(TrainingLog):
             )
         self._start_run_if_new()
         super().resume()
-        if isinstance(self._rows, WindowedRows):
-            self._rows.history = self._rows.history.fork(self.h_uuid, self._forks[-1])
+        self._rows.fork(self.h_uuid, self._forks[-1])
+
+    def columns(self) -> dict[str, Any] | None:
+        """Give all rows of a database in memory; None for a file, which has them."""
+        return super().columns() if self.database == MEMORY else None
+
+    async def recall(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Check that this log can go on from a state; see `TrainingLog.recall`."""
+        journal = self._live_journal()
+        assert journal is not None, "a log is recalled by the run that has it open"
+        if self.database == MEMORY:
+            return await super().recall(state)
+        history = History.new(journal.readers, state["run"])
+        if state["rows"] is None:
+            history = await asyncio.to_thread(History.reaching, journal.readers, state)
+        return partial(self._go_on_from, state, partial(self._look_back, history))
+
+    def _look_back(self, history: History) -> None:
+        """Forget the run that has begun, and look for what counts in the file."""
+        assert isinstance(self._rows, WindowedRows), "a database in memory has no run in a file"
+        self._unwritten.drop()
+        self._started, self._unread = True, False
+        self._rows.look_in(history)
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[None]:
@@ -351,13 +362,7 @@ class SQLiteLog(TrainingLog):
         gone = dict.fromkeys(self.status.keys() - head.status.keys(), DELETED)
         self.status.restore(gone | head.status)
         self._rows.look_in(history)
-        for place, (time, key, value) in enumerate(each_change(list(self._unwritten))):
-            assert time != RUN_START, "an unread log cannot be resumed"
-            if time == EPOCH_END:
-                self._unwritten[3 * place : 3 * place + 3] = self.status.append_epoch_end(value[1])
-            else:
-                records = self.status if time == STATUS else self._rows[time]
-                records.restore({key: value})
+        put_on_top(self._unwritten, self.status, self._rows)
 
     def go_on_after_fork(self) -> None:
         """Become a log of this process, which was forked from the log's own.
@@ -365,32 +370,26 @@ class SQLiteLog(TrainingLog):
         What was to be written there is written here as well, as records of a run of its own: the
         other process may not have come to it.
         """
-        self._journal, self._opening, self._holders = None, None, 0
+        self._journal, self._opening, self._holders = None, LoopLock(), 0
         self._session = None
         self._is_noted = self._has_written = False
         self._failure, self._writer = None, Writer()
         self._unwritten.put_back()
         if self._started:
             changes = [change for change in self._unwritten.unwritten() if change[0] >= 0]
-            self._unwritten.clear()
-            self._unwritten.marked = 0
+            self._unwritten.drop()
             self.resume()
             for change in changes:
                 if change[0] <= self._forks[-1]:
                     self._unwritten.extend(change)
         elif not self._unread and isinstance(self._rows, WindowedRows):
             self.uuid = uuid_module.uuid4()
-            readers = self._rows.history.readers
-            self._rows.history = History(readers, ((self.h_uuid, END_OF_TIME),))
-        self._inherited = self._unsaved_records()
-
-    def _unsaved_records(self) -> int:
-        times: list[int] = self._unwritten[::3]
-        return sum(1 for time in times if time >= 0)
+            self._rows.history = History.new(self._rows.history.readers, self.h_uuid)
+        self._inherited = self._unwritten.unwritten_records()
 
     def __del__(self) -> None:
-        lost = self._unsaved_records() - self._inherited if hasattr(self, "_inherited") else 0
-        if lost > 0:
+        inherited: int | None = getattr(self, "_inherited", None)  # None if it was refused
+        if inherited is not None and (lost := self._unwritten.unwritten_records() - inherited) > 0:
             warnings.warn(
                 f"{lost} records written to the log {self.database} outside a run were never "
                 "saved; await log.flush() after the last of them",

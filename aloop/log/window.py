@@ -11,6 +11,7 @@ from typing import Any, Final
 from weakref import WeakValueDictionary, ref
 
 from aloop.errors import JournalError
+from aloop.log.readers import Readers
 from aloop.log.reading import History
 from aloop.log.records import RUN_START, Change, Changes, Row
 from aloop.log.rows import Rows
@@ -80,6 +81,14 @@ class WindowedRows(Rows):
         self._count_outside = None
         for time, row in self.items():  # those that were written before the file was open
             row.restore(history.row(time))
+
+    def fork(self, run: str, last_time: int) -> None:
+        """Become the rows of a run that goes on from this one after `last_time`."""
+        self.history = self.history.fork(run, last_time)
+
+    def read_over(self, readers: Readers) -> None:
+        """Read what is in the file over these connections."""
+        self.history.readers = readers
 
     def trim(self, logs: int) -> None:
         """Let go of the oldest rows until no more are left than each of so many logs may keep.

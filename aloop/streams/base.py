@@ -14,8 +14,9 @@ from collections.abc import (
 from inspect import iscoroutine
 from typing import Any, cast
 
-from aloop.errors import StreamError
+from aloop.errors import StreamError, is_other
 from aloop.protocols import Stream
+from aloop.streams.cursor import OnResume
 
 __all__ = ["CallableStream", "DataStream", "IterableStream", "as_stream", "exclusive_parts"]
 
@@ -28,6 +29,10 @@ class DataStream(ABC):
 
     produces_examples: bool = False
     """True if the stream yields single examples, False if it yields batches."""
+
+    on_resume: OnResume = "replay"
+    """What happens, to a stream without a `state_dict`, when a training is restored in the middle
+    of an epoch; see `as_stream`."""
 
     iteration_scheme: Any = None
     """The scheme that orders the stream; its length is the number of batches in an epoch."""
@@ -52,8 +57,11 @@ class IterableStream(DataStream):
     A sync one is read on the event loop's thread, so it should not wait.
     """
 
-    def __init__(self, iterable: Iterable[Any] | AsyncIterable[Any]) -> None:
+    def __init__(
+        self, iterable: Iterable[Any] | AsyncIterable[Any], on_resume: OnResume = "replay"
+    ) -> None:
         self._iterable = iterable
+        self.on_resume = on_resume
         self._used_up = False
 
     def __repr__(self) -> str:
@@ -83,8 +91,9 @@ class IterableStream(DataStream):
 class CallableStream(DataStream):
     """Batches out of what a function without arguments returns, called anew for each epoch."""
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, function: Callable[[], object], on_resume: OnResume = "replay") -> None:
         self._function = function
+        self.on_resume = on_resume
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._function!r})"
@@ -105,7 +114,7 @@ class CallableStream(DataStream):
         )
 
 
-def as_stream(source: Any) -> Stream:
+def as_stream(source: Any, *, on_resume: OnResume = "replay") -> Stream:
     """Make a stream out of what there is.
 
     Takes a stream (anything with Fuel's `get_epoch_iterator`), which is given back as it is; a
@@ -113,15 +122,24 @@ def as_stream(source: Any) -> Stream:
     arguments that returns an iterable or async iterable and is called for each epoch. Sync
     sources are read on the event loop's thread.
 
+    Parameters:
+        source: what there is.
+        on_resume: what happens when a training is restored in the middle of an epoch, and the
+            stream cannot tell its place by `state_dict`: ``"replay"``: the epoch is begun anew, and
+            as many batches as were consumed are left out; ``"live"``: none are, for those that
+            come are new ones, as from a queue. A stream that is given back as it is has its own
+            `on_resume`, or is replayed.
+
     Raises `StreamError` for anything else, text and single dictionaries included.
     """
+    is_other("on_resume", on_resume, "replay", "live")
     if hasattr(source, "get_epoch_iterator") and not isinstance(source, type):
         return source
     what = cast("object", source)
     if isinstance(what, AsyncIterable) or _is_epoch(what):
-        return IterableStream(cast("Iterable[Any]", source))
+        return IterableStream(cast("Iterable[Any]", source), on_resume)
     if callable(what) and not isinstance(what, type):
-        return CallableStream(what)
+        return CallableStream(what, on_resume)
     raise StreamError(
         f"the data stream is {what!r:.80} of type {type(what).__name__}; expected a stream, "
         "an iterable or async iterable of batches, or a function that returns one; wrap a single "

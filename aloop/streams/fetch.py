@@ -39,8 +39,10 @@ class _Reader:
         self._wanted: asyncio.Future[None] | None = None  # done when there is another
         self._task: asyncio.Task[None] | None = None
         self._is_last = False
+        self.place: Any = None
+        """What told the place in the stream before the fetch that is under way."""
 
-    def ask(self) -> "asyncio.Future[Batch]":
+    def ask(self, tell_place: Callable[[], Any] | None) -> "asyncio.Future[Batch]":
         """Give what will have the next batch; the same again until it is taken."""
         loop = asyncio.get_running_loop()
         if self._task is not None and self._task.get_loop() is not loop:
@@ -48,6 +50,8 @@ class _Reader:
         if self.is_lost:
             self._outcome = None
         if self._outcome is None:
+            if tell_place is not None:  # the iterator has not moved yet
+                self.place = tell_place()
             self._outcome = loop.create_future()
             if self._wanted is not None:
                 self._wanted.set_result(None)
@@ -61,6 +65,11 @@ class _Reader:
         assert self._outcome is not None
         outcome, self._outcome = self._outcome, None
         return outcome.result()
+
+    @property
+    def is_ahead(self) -> bool:
+        """True while a batch is on its way, or there, that nobody has taken."""
+        return self._outcome is not None
 
     @property
     def is_lost(self) -> bool:
@@ -133,10 +142,21 @@ class Fetcher:
         self._reader: _Reader | None = None
         self.is_left = False
         """Whether what was fetched last is no end, but the run is to stop."""
+        self.has_news = False
+        """Whether what was fetched last is no end, but something is to be done first."""
 
-    def of(self, iterator: Any, stop: StopRequest) -> tuple[Callable[[], Any], bool]:
-        """Give what fetches the next batch, or `END`, and whether it has to be awaited."""
-        self.is_left = False
+    def of(
+        self, iterator: Any, stop: StopRequest, tell_place: Callable[[], Any] | None = None
+    ) -> tuple[Callable[[], Any], bool]:
+        """Give what fetches the next batch, or `END`, and whether it has to be awaited.
+
+        Parameters:
+            iterator: of the epoch.
+            stop: what is asked of the run.
+            tell_place: tells the place in the stream, where it has to be asked before a batch is
+                fetched.
+        """
+        self.is_left = self.has_news = False
         if not hasattr(iterator, "__anext__"):
             return _advancing(iterator), False
         if self._reader is None or self._reader.iterator is not iterator:
@@ -145,16 +165,26 @@ class Fetcher:
         reader = self._reader
 
         async def wait() -> Batch:
-            outcome = reader.ask()
+            outcome = reader.ask(tell_place)
             await stop.wait_with(outcome)
             if outcome.cancelled():
                 stop.cancel()  # by whoever cancels every task, and the run in a moment
             if stop.must_leave:
                 self.is_left = True
                 return END
+            if stop.is_paused or not outcome.done():
+                self.has_news = True
+                return END
             return reader.take()
 
         return wait, True
+
+    def place_ahead(self, iterator: Any) -> Any:
+        """Give the place in the stream before the batch that nobody has taken, None without one."""
+        reader = self._reader
+        if reader is not None and reader.iterator is iterator and reader.is_ahead:
+            return reader.place
+        return None
 
     def has_lost_its_place(self, iterator: Any) -> bool:
         """Say whether this is a generator that was cut off, with the event loop of its run."""

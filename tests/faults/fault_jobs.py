@@ -16,7 +16,13 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension, config, read_log
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "resume"))
+from resume_tools import make_loop, outcome
+
+from aloop import Checkpoint, FinishAfter, MainLoop, SQLiteLog, TrainingExtension, config, read_log
+from aloop.checkpoints import CheckpointDirectory
 from aloop.errors import UnknownRunError
 from aloop.log.journal import GROUP_COMMIT_S
 from aloop.log.ownership import Ownership
@@ -139,6 +145,83 @@ async def claim_and_release(tell: Tell, database: str, seed: int, times: int) ->
     tell("done", twice, granted)
 
 
+# ------------------------------------------------------------------ training until killed
+
+
+class TellEach(TrainingExtension):
+    """Tells of each batch and of each epoch."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self.tell = tell
+
+    async def after_batch(self, batch: object) -> None:
+        self.tell("batch", self.main_loop.status["iterations_done"])
+
+    async def after_epoch(self) -> None:
+        self.tell("epoch", self.main_loop.status["epochs_done"])
+
+
+def as_text(found: dict) -> str:
+    return json.dumps(found, default=str, sort_keys=True)
+
+
+async def train_on(tell: Tell, directory: str, seed: int, backend: str = "sqlite") -> None:
+    """Go on with a training, or begin it, and tell what it ends with."""
+    random = seeded(seed)
+    where = Path(directory)
+    checkpoint = Checkpoint(
+        where / "checkpoints",
+        resume=True,
+        keep=2,
+        every_n_batches=random.choice([1, 2, 5]),
+        after_epoch=random.random() < 0.5,
+        before_training=random.random() < 0.5,
+    )
+    loop = make_loop(
+        where,
+        TellEach(tell),
+        step=random.choice(["thread", "async", "inline"]),
+        backend=backend,
+        checkpoint=checkpoint,
+        signals="auto",
+    )
+    tell("begun")
+    await loop.run()
+    tell("ended", as_text(outcome(loop)))
+
+
+async def train_and_die(tell: Tell, directory: str, step: int, publication: int) -> None:
+    """Train, and kill this process before the given step of publishing a checkpoint.
+
+    A step is a call into C from the modules that write checkpoints.
+    """
+    left, begun = step, 0
+
+    def profile(frame, event, arg) -> None:
+        nonlocal left, begun
+        if event == "call" and frame.f_code.co_qualname == "CheckpointDirectory.publish":
+            begun += 1
+        if (
+            event == "c_call"
+            and begun >= publication
+            and frame.f_code.co_filename.endswith(
+                (
+                    "checkpoints/directory.py",
+                    "checkpoints/published.py",
+                    "aloop/disk.py",
+                    "shutil.py",
+                )
+            )
+        ):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    threading.setprofile(profile)
+    await train_on(tell, directory, seed=0)
+
+
 # ------------------------------------------------------------------ failures
 
 
@@ -249,9 +332,54 @@ async def try_to_read(tell: Tell, database: str) -> None:
         tell("read", *read)
 
 
+async def save_to(tell: Tell, path: str, read_only_after: int | None = None) -> None:
+    """Train with a checkpoint at each batch, in a directory that cannot be written, or no more."""
+
+    class MakeReadOnly(TrainingExtension):
+        async def before_batch(self, batch: object) -> None:
+            if self.main_loop.status["iterations_done"] == read_only_after:
+                Path(path).chmod(0o500)
+
+    os.environ["HOME"] = str(Path(path).parent)  # where this user may look for settings
+    checkpoint = Checkpoint(path, after_batch=True)
+    loop = MainLoop(no_op, [1, 2, 3, 4], extensions=[checkpoint, MakeReadOnly()])
+    try:
+        await loop.run()
+    except Exception as error:  # noqa: BLE001 - looked at by the test
+        tell("failed", type(error).__name__, loop.status["iterations_done"], str(error))
+
+
+async def fill_with_checkpoints(tell: Tell, directory: str) -> None:
+    """Save checkpoints of 300 kB until a disk of 1 MB is full."""
+    weights = {"w": np.arange(37_500.0)}
+    ballast = Path(directory, "ballast")
+
+    class Fill(TrainingExtension):
+        async def before_batch(self, batch: object) -> None:
+            if batch == 2:
+                ballast.write_bytes(bytes(500_000))
+
+    checkpoint = Checkpoint(Path(directory, "checkpoints"), after_batch=True)
+    loop = MainLoop(no_op, [1, 2, 3, 4], model=weights, extensions=[checkpoint, Fill()])
+    try:
+        await loop.run()
+    except Exception as error:  # noqa: BLE001 - looked at by the test
+        tell("failed", type(error).__name__, str(error))
+    left = list(Path(directory, "checkpoints").iterdir())
+    found, broken = CheckpointDirectory(Path(directory, "checkpoints")).published()
+    for each in found:
+        each.verify()
+    tell("sound", len(found))
+    tell("left", len(left) + len(broken))
+
+
 async def as_nobody(tell: Tell, what: str, **arguments) -> None:
     """Do a job as a user whom permissions bind."""
     if os.getuid() == 0:
+        # What is imported late, from where this user may not look.
+        assert not config.profile
+        import safetensors.numpy  # noqa: F401
+
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)

@@ -1,0 +1,361 @@
+"""Saving a training at its boundaries, and going on from what was saved.
+
+Whoever wants a checkpoint only asks for it. At the next boundary, when all extensions have run, the
+training waits for what they began beside it, and its state is copied, the model's in the thread in
+which it is trained. Then the training goes on, while another thread writes the copy: first the log
+is brought to the disk up to that boundary, then the checkpoint is written and published. At the
+end of a run all that is still wanted becomes one checkpoint.
+
+A training is restored when `before_training` and `initialize` are done, so that nothing overwrites
+what was loaded.
+"""
+
+import logging
+import threading
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+from aloop.background import BackgroundWork
+from aloop.callbacks import Position, Stage
+from aloop.checkpoints import CheckpointDirectory, Contents, SavedCheckpoint
+from aloop.checkpoints.directory import is_checkpoint
+from aloop.checkpoints.due import Copied, Due, Request
+from aloop.checkpoints.published import State
+from aloop.checkpoints.wishes import LoadWish, SaveWish
+from aloop.errors import ArgumentError, CheckpointError, CheckpointValueError, brief
+from aloop.extensions.base import call
+from aloop.log.records import Row
+from aloop.offload import Worker, run_in_worker
+from aloop.snapshots import Trained, add_model, put_back, stateless, take
+from aloop.stopping import StopLevel, StopRequest
+
+__all__ = ["Saver"]
+
+_NOWHERE: Final = (
+    "a checkpoint was requested, but the loop has no Checkpoint extension; expected one, which "
+    "says where to save it; add Checkpoint('run/checkpoints')"
+)
+
+_logger = logging.getLogger("aloop")
+
+
+class Saver:
+    """Saves and restores one training, in one run after the other.
+
+    Parameters:
+        training: what is saved and restored.
+    """
+
+    _stop: StopRequest
+    _background: BackgroundWork
+    _worker: Worker
+
+    def __init__(self, training: Trained) -> None:
+        self._training = training
+        self._due = Due()
+        self._loads: list[LoadWish] = []
+        self._state: State | None = None  # that is to be put back, and is in memory
+        self._directories: dict[Path, CheckpointDirectory] = {}
+        self._main: SaveWish | None = None  # what a request asks for
+        self._latest: dict[Path, Position] = {}  # where the last one of a directory was taken
+        self._named: dict[int, object] = {}  # what has no state, and was named
+
+    def begin(self, stop: StopRequest, background: BackgroundWork) -> None:
+        """Get ready for a run."""
+        self._stop, self._background = stop, background
+        self._worker = Worker("aloop checkpoints")
+
+    def end(self) -> None:
+        """Let go of what the run held."""
+        due, self._due = self._due, Due()
+        due.fail(CheckpointError("the run has ended without the checkpoint that was asked for"))
+        if self._worker.is_busy:
+            _logger.error("a checkpoint is left behind at work in its thread")
+        else:
+            for directory in self._directories.values():
+                directory.release()
+        self._worker.close()
+
+    # What extensions and users ask for.
+
+    async def prepare(self, wish: SaveWish, *, is_main: bool) -> None:
+        """Make sure that checkpoints can be written to a directory, for the length of the run.
+
+        With `is_main` it is the one of `request_checkpoint`, unless there is one. Raises
+        `CheckpointError` when they cannot, `CheckpointInUseError` while another run has it.
+        """
+        await self._worker.run(self._directory(wish.path).claim)
+        if is_main and self._main is None:
+            self._main = wish
+
+    def save(self, wish: SaveWish) -> None:
+        """Have a checkpoint saved at the next boundary."""
+        before = self._due.wishes.get(wish.path)
+        if before is None or before.is_last:
+            self._due.wishes[wish.path] = wish
+        self._stop.want_checkpoint()
+
+    def load(self, wish: LoadWish) -> None:
+        """Have a checkpoint loaded before the training begins."""
+        self._loads.append(wish)
+
+    def load_state(self, state: State) -> None:
+        """Have a state put back when the next run starts.
+
+        Raises `CheckpointValueError` for what is no such state.
+        """
+        try:
+            self._state = Contents.of(state).state()  # a copy, which stays as it is
+        except (KeyError, AttributeError, TypeError) as error:
+            raise CheckpointValueError(
+                f"the state is {state!r:.80}, which is not that of a training: {brief(error)}; "
+                "expected what MainLoop.state_dict() gave"
+            ) from error
+
+    def state(self) -> State:
+        """Give a copy of the state of the training, which holds still."""
+        return _copy(self._training, take(self._training, global_rng=False)).state()
+
+    def request(self) -> Request:
+        """Have a checkpoint saved at the next boundary, and give what its path can be awaited of.
+
+        Raises `CheckpointError` when there is nowhere to save it.
+        """
+        if self._main is None and self._stop.has_started:
+            raise CheckpointError(_NOWHERE)
+        if self._stop.is_ending:
+            raise CheckpointError(
+                "a checkpoint was requested when the training was over; expected it to be under "
+                "way; Checkpoint saves at the end by itself"
+            )
+        request = Request(self._stop)
+        self._due.requests.append(request)
+        self._stop.want_checkpoint()
+        return request
+
+    def _directory(self, path: Path) -> CheckpointDirectory:
+        return self._directories.setdefault(path, CheckpointDirectory(path))
+
+    # The restore point.
+
+    async def restore(self) -> bool:
+        """Put back what is to be loaded, and give whether the log goes on from there."""
+        if self._state is not None:
+            await put_back(self._training, self._state, iteration_state=True, log=True)
+            self._state = None
+            self._forget_beginning()
+            return True
+        resumptions = [load for load in self._loads if load.is_resumption]
+        if len(resumptions) > 1:
+            raise ArgumentError(
+                "several extensions load the iteration state or the log: "
+                f"{', '.join(load.owner for load in resumptions)}; expected one; leave out "
+                "resume=True, or load_iteration_state and load_log, of the others"
+            )
+        for load in resumptions:
+            if await self._load(load):
+                self._forget_beginning()
+                return load.log
+        for load in self._loads:
+            if not load.is_resumption:
+                await self._load(load)
+        self._loads.clear()
+        return False
+
+    def _forget_beginning(self) -> None:
+        """Drop what was asked for before the restore point: a beginning that never was."""
+        self._loads.clear()
+        self._due.wishes.clear()
+        self._stop.want_checkpoint(bool(self._due))
+
+    async def _load(self, load: LoadWish) -> bool:
+        found = await self._worker.run(self._find, load)
+        if found is None:
+            level = logging.INFO if load.may_be_missing else logging.WARNING
+            _logger.log(level, "%s has no checkpoint, so the training begins anew", load.path)
+            return False
+        checkpoint, state = found
+        await put_back(
+            self._training,
+            state,
+            iteration_state=load.iteration_state,
+            log=load.log,
+            global_rng=load.global_rng,
+        )
+        self._training.log.current_row["loaded_from"] = str(checkpoint.path)
+        if load.iteration_state:
+            self._latest[load.path] = checkpoint.position
+        _logger.info("%s loaded %s", load.owner, checkpoint.path)
+        return True
+
+    def _find(self, load: LoadWish) -> tuple[SavedCheckpoint, State] | None:
+        if not load.path.exists():
+            return None
+        if not is_checkpoint(load.path):
+            return self._directory(load.path).read_newest(whole=load.is_resumption)
+        checkpoint = SavedCheckpoint.at(load.path)
+        if load.is_resumption and not checkpoint.is_whole:
+            raise CheckpointError(
+                f"the checkpoint {load.path} has the parameters of a model and no more; expected a "
+                "whole one to go on from; take another, or load its parameters alone"
+            )
+        return checkpoint, checkpoint.read()
+
+    # The boundaries at which a checkpoint is due.
+
+    async def take(self) -> None:
+        """Copy the state at this boundary, and have it published beside the training.
+
+        What is to stop takes it at its end.
+        """
+        await self._background.settle()
+        if self._stop.must_leave:
+            return
+        due, copied = await self._copy_due()
+        if copied is not None:
+            row = self._training.log.current_row
+            name = "the saving of a checkpoint"
+            await self._background.start_in_turn(self, self._publish, due, copied, row, name=name)
+
+    async def take_requested(self) -> BaseException | None:
+        """Save at the end of the training what somebody waits for who has to end before the run.
+
+        Gives what that failed with. Waits for what is being published.
+        """
+        try:
+            await self._background.settle(self)
+            if self._due.requests:
+                await self._take_now()
+        except BaseException as error:  # noqa: BLE001 - returned
+            return error
+        return None
+
+    async def take_last(self) -> BaseException | None:
+        """Save at the end of the run what is wanted then; give what that failed with."""
+        wishes = self._due.wishes
+        position = self._training.position
+        for path in [path for path, wish in wishes.items() if wish.is_last]:
+            if self._latest.get(path) == position:
+                del wishes[path]  # what its callbacks did is done again by who goes on from there
+        try:
+            if self._due:
+                await self._take_now()
+        except BaseException as error:  # noqa: BLE001 - returned
+            return error
+        return None
+
+    async def _take_now(self) -> None:
+        stop = self._stop
+        if not stop.has_started or stop.is_given_up or stop.is_left:
+            return
+        if stop.level is StopLevel.ABANDON:
+            return
+        if self._training.position.stage is Stage.BATCH_STARTED:
+            _logger.warning(
+                "no checkpoint is saved: batch %d was broken off, so that its step may be half "
+                "done; the last checkpoint counts",
+                self._training.position.batch,
+            )
+            return
+        due, copied = await self._copy_due()
+        if copied is not None:
+            await self._publish(due, copied, self._training.log.current_row)
+
+    async def _copy_due(self) -> tuple[Due, Copied | None]:
+        """Copy the state for all that is due; None where that failed and may."""
+        due, self._due = self._due, Due()
+        self._stop.want_checkpoint(False)
+        if self._main is None:
+            due.fail(CheckpointError(_NOWHERE))
+        elif due.requests:
+            due.wishes.setdefault(self._main.path, self._main)
+        if not due.wishes:
+            return due, None
+        self._name_stateless()
+        begun = perf_counter()
+        try:
+            self._training.log.commit()
+            global_rng = any(wish.global_rng for wish in due.wishes.values())
+            state = take(self._training, global_rng=global_rng)
+            contents = await run_in_worker(_copy, self._training, state)
+        except BaseException as error:
+            due.fail(error)
+            is_lenient = all(wish.is_lenient for wish in due.wishes.values())
+            if not (is_lenient and isinstance(error, Exception)):
+                raise
+            _logger.warning("a checkpoint failed, and the run goes on: %s", brief(error))
+            return due, None
+        return due, Copied(contents, begun)
+
+    def _name_stateless(self) -> None:
+        for thing, what in stateless(self._training):
+            if id(thing) not in self._named:
+                self._named[id(thing)] = thing
+                _logger.warning("%s: nothing of it is in the checkpoints", what)
+
+    # Publishing, from beside the training or at its end.
+
+    async def _publish(self, due: Due, copied: Copied, row: Row) -> None:
+        try:
+            await self._training.log.flush()  # the log is never behind a checkpoint
+            failure = await self._publish_all(due, copied, row)
+        except BaseException as error:
+            due.fail(error)
+            raise
+        due.fail(failure or CheckpointError("the checkpoint that was asked for is not there"))
+        if failure is not None:
+            raise failure
+
+    async def _publish_all(self, due: Due, copied: Copied, row: Row) -> Exception | None:
+        """Publish in each directory, though some fail; give what the first of them failed with."""
+        first: Exception | None = None
+        for wish in due.wishes.values():
+            try:
+                path = await self._publish_in(wish, copied, row)
+            except Exception as error:  # noqa: BLE001 - raised when the others are there
+                first = first or error
+                continue
+            if path is not None and self._main is not None and wish.path == self._main.path:
+                due.settle(path)
+            await self._worker.run(self._directory(wish.path).prune, wish.keep)
+        return first
+
+    async def _publish_in(self, wish: SaveWish, copied: Copied, row: Row) -> Path | None:
+        contents = copied.contents if wish.is_whole else copied.contents.parameters_only()
+        directory = self._directory(wish.path)
+        published: SavedCheckpoint | None = None
+
+        async def publish() -> None:
+            nonlocal published
+            is_over = threading.Event()
+            try:
+                published = await self._worker.run(
+                    directory.publish, contents, wish.keep, lambda: not is_over.is_set()
+                )
+            finally:
+                is_over.set()  # nothing is published behind the back of a run that gave it up
+
+        try:
+            await call(wish.limited(publish))
+        except Exception:
+            self._record(row, None, copied.begun)
+            raise
+        self._record(row, published, copied.begun)
+        if published is not None and wish.is_whole:
+            self._latest[wish.path] = published.position
+        return None if published is None else published.path
+
+    def _record(self, row: Row, published: SavedCheckpoint | None, begun: float) -> None:
+        def record() -> None:
+            path = None if published is None else str(published.path)
+            row["saved_to"] = (*row.get("saved_to", ()), path)
+            if published is not None:
+                row["checkpoint_seconds"] = perf_counter() - begun
+                row["checkpoint_bytes"] = published.bytes
+
+        self._training.log.write_late(record)
+
+
+def _copy(training: Trained, state: State) -> Contents:
+    return Contents.of(add_model(training, state))
