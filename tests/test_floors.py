@@ -49,6 +49,8 @@ FLOORS = {
     "aloop.main_loop": 4,
     "aloop.saving": 4,
     "aloop.training": 4,
+    "aloop.__main__": 6,
+    "aloop.cli": 6,
     "aloop": 6,
 }
 OPTIONAL = {"torch", "jax", "ray", "sklearn", "fuel", "starlette", "matplotlib", "pandas"}
