@@ -4,6 +4,9 @@ The data are the 1,797 real images of 8 by 8 pixels that come with scikit-learn.
 layers, written in numpy, is trained on shuffled minibatches in the run's worker thread, so that
 the event loop stays free. Every batch's cost is recorded in ``digits.sqlite`` in the working
 directory. Press Ctrl-C once to stop after the epoch, twice to stop after the batch.
+
+Every 25 batches, and at the end, all of it is saved in ``digits-checkpoints``. With ``--resume`` a
+run that was stopped, or killed, goes on from there, and ends as if nothing had happened.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from sklearn.model_selection import train_test_split
 from aloop import (
     Adam,
     ArrayStream,
+    Checkpoint,
     FinishAfter,
     GradientDescent,
     MainLoop,
@@ -104,7 +108,7 @@ class RecordAccuracy(SimpleExtension):
         return float(np.mean(log_probabilities.argmax(axis=1) == self.labels))
 
 
-async def main(epochs: int) -> None:
+async def main(epochs: int, resume: bool) -> None:
     """Train for so many epochs, and say where the log is and how good the network has become."""
     digits = load_digits()
     x_train, x_test, y_train, y_test = train_test_split(
@@ -125,6 +129,7 @@ async def main(epochs: int) -> None:
             RecordCost(),
             TrainingDataMonitoring(["cost"], prefix="train", after_epoch=True),
             RecordAccuracy(x_test, y_test),
+            Checkpoint("digits-checkpoints", resume=resume, every_n_batches=25),
             FinishAfter(after_n_epochs=epochs),
             ProgressBar(),
             Printing(after_epoch=False, on_resumption=False),
@@ -140,7 +145,9 @@ async def main(epochs: int) -> None:
     await loop.run()
     print(f"\nevery record of this run {log.h_uuid} is in {log.database}")
     if log.status["epochs_done"]:
-        print(f"test accuracy {log.last_epoch_row['test_accuracy'] * 100:.1f} %")
+        row = log.last_epoch_row
+        print(f"training cost {row['train_cost']!r}")
+        print(f"test accuracy {row['test_accuracy'] * 100:.1f} %")
     else:
         print("stopped before the first epoch ended: no test accuracy")
 
@@ -148,4 +155,8 @@ async def main(epochs: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train a network on handwritten digits.")
     parser.add_argument("--epochs", type=int, default=20, help="how many epochs (20)")
-    asyncio.run(main(parser.parse_args().epochs))
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run that was stopped, if there is one"
+    )
+    options = parser.parse_args()
+    asyncio.run(main(options.epochs, options.resume))

@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingDataMonitoring, config, read_log
+from aloop import (
+    FinishAfter,
+    MainLoop,
+    SQLiteLog,
+    TrainingDataMonitoring,
+    TrainingExtension,
+    config,
+    read_log,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,6 +121,27 @@ async def test_the_blocks_of_the_log_page_work(tmp_path: Path, monkeypatch, caps
     await execute(outside, {"SQLiteLog": SQLiteLog})
     with read_log("run.sqlite") as read:
         assert read[0]["note"] == "before the run"
+
+
+async def test_the_blocks_of_the_checkpoints_page_work(tmp_path: Path) -> None:
+    script, extension = blocks("docs/checkpoints.md", "python")
+    longer = script.replace("after_n_epochs=10", "after_n_epochs=12")
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    printed = [run(["-c", script], tmp_path) for _ in range(2)]
+    assert printed[0] == printed[1]
+    assert printed[0].startswith("500 [")
+    assert run(["-c", longer], tmp_path) == run(["-c", longer], straight) != printed[0]
+    commands = "\n".join(blocks("docs/checkpoints.md", "sh"))
+    for command in re.findall("^python (-m aloop .*?)(?:#|$)", commands, flags=re.MULTILINE):
+        assert "ckpt-000000600-" in run(shlex.split(command), tmp_path)
+    names = await execute(extension, {"TrainingExtension": TrainingExtension})
+    average = names["MovingAverage"]()
+    loop = MainLoop(step, range(1, 4), extensions=[average, FinishAfter(after_n_epochs=1)])
+    await loop.run()
+    again = names["MovingAverage"]()
+    again.load_state_dict(loop.state_dict()["extensions"]["MovingAverage"])
+    assert again.average == loop.log[3]["average"] > 0
 
 
 async def test_the_queries_of_the_log_page_work(tmp_path: Path) -> None:

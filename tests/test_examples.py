@@ -70,7 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 
 def test_digits_learns_real_digits_and_says_how_well(trained) -> None:
     directory, out, err = trained
-    *_, path, accuracy = out.splitlines()
+    *_, path, _, accuracy = out.splitlines()
     assert str(directory / "digits.sqlite") in path
     share = re.fullmatch(r"test accuracy (\d+\.\d) %", accuracy)
     assert share is not None
@@ -87,6 +87,9 @@ def test_digits_leaves_one_record_for_each_batch_and_quantity(trained) -> None:
         "test_accuracy": 20,
         "training_finish_requested": 1,
         "training_finished": 1,
+        "saved_to": batches // 25,
+        "checkpoint_bytes": batches // 25,
+        "checkpoint_seconds": batches // 25,
     }
 
 
@@ -124,3 +127,28 @@ def test_ctrl_c_twice_finishes_the_batch(tmp_path: Path) -> None:
     assert ("stopping after this batch" in err) == (done["batch_interrupt_received"] == 1)
     keys = {key for (key,) in query(tmp_path, "SELECT key FROM entries")}
     assert "training_finished" in keys
+
+
+def stopped_somewhere(directory: Path, press: signal.Signals) -> None:
+    """Start the example, and stop it or kill it when it has trained for a while."""
+    process = start(directory, "--resume")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for _ in range(3):
+        read_until(process.stderr, "Epoch ")
+    process.send_signal(press)
+    process.communicate(timeout=30)
+    assert process.returncode == (0 if press == signal.SIGINT else -press)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("presses", [["SIGINT"], ["SIGKILL", "SIGINT", "SIGKILL"]])
+def test_digits_resumed_ends_as_if_nothing_had_happened(trained, tmp_path: Path, presses) -> None:
+    for press in presses:
+        stopped_somewhere(tmp_path, signal.Signals[press])
+    process = start(tmp_path, "--resume")
+    out, err = process.communicate(timeout=50)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-2:] == trained[1].splitlines()[-2:]
+    assert re.search(r"Epoch [2-9]:|Epoch 1\d:", err)
+    assert "Epoch 1:" not in err
