@@ -13,7 +13,7 @@ from aloop.algorithms.base import as_quantities
 from aloop.background import BackgroundWork
 from aloop.callbacks import CallbackName, Position, Stage
 from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending, joined
-from aloop.errors import EmptyEpochError, StreamError, TrainingFinish, brief
+from aloop.errors import EmptyEpochError, TrainingFinish, brief
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, call_each
 from aloop.log.base import TrainingLog
@@ -22,7 +22,7 @@ from aloop.protocols import Algorithm, Stateful, Stream
 from aloop.saving import Saver
 from aloop.stalls import blames
 from aloop.stopping import LeftBehind, StopRequest
-from aloop.streams.cursor import Place, place_in
+from aloop.streams.cursor import Place, place_in, refuse_short
 from aloop.streams.fetch import END, Fetcher
 from aloop.turns import Turn
 
@@ -282,7 +282,7 @@ class Training:
                 if self._fetcher.has_news:
                     await self._heed()
                     continue
-                self._refuse_short_replay()
+                refuse_short(self.data_stream, self._batch - self._to_skip, self._batch)
                 return
             if self._to_skip:
                 self._to_skip -= 1
@@ -321,14 +321,6 @@ class Training:
                     stop.record(log)
                     log.commit()
                     await self._heed()
-
-    def _refuse_short_replay(self) -> None:
-        if self._to_skip:
-            raise StreamError(
-                f"the epoch of the data stream {self.data_stream!r} has ended after "
-                f"{self._batch - self._to_skip} batches; expected the {self._batch} that had been "
-                "trained on when the checkpoint was saved; give it the data that it had"
-            )
 
     def _stream_failed(self, error: BaseException) -> None:
         error.add_note(

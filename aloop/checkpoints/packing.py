@@ -110,7 +110,7 @@ class _Packer:
 
     def _pack_array(self, array: Array, place: tuple[object, ...], name: str) -> dict[str, Any]:
         dtype = array.dtype
-        if dtype.kind in _OPAQUE:
+        if dtype.kind in _OPAQUE or isinstance(array, np.ma.MaskedArray):
             raise self._refusal(place, array, "arrays of numbers, booleans, text or times")
         name = self._free_name(name)
         # In C's order, for safetensors goes by the address; and a copy, for the training goes on.

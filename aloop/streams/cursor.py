@@ -7,12 +7,13 @@ is entered right there.
 
 import logging
 from collections.abc import Mapping
+from operator import length_hint
 from typing import Any, Final, Literal, TypeAlias
 
-from aloop.errors import CheckpointValueError
+from aloop.errors import CheckpointValueError, StreamError
 from aloop.protocols import Stateful, Stream
 
-__all__ = ["OnResume", "Place", "go_to", "place_in"]
+__all__ = ["OnResume", "Place", "go_to", "place_in", "refuse_short"]
 
 OnResume: TypeAlias = Literal["replay", "live"]
 """What a stream without a state does when a training goes on in the middle of an epoch: it is
@@ -77,6 +78,7 @@ def go_to(
         iterator.load_state_dict(place["state"])
         return iterator, 0
     if type(iterator) in _SEQUENCE_ITERATORS:
+        refuse_short(stream, length_hint(iterator), batches)
         iterator.__setstate__(batches)  # which pickle uses, and copy
         return iterator, 0
     if getattr(stream, "on_resume", "replay") == "live":
@@ -90,3 +92,13 @@ def go_to(
             batches,
         )
     return iterator, batches
+
+
+def refuse_short(stream: Stream, found: int, batches: int) -> None:
+    """Raise `StreamError` if an epoch has fewer batches than were trained on in it."""
+    if found < batches:
+        raise StreamError(
+            f"the epoch of the data stream {stream!r:.200} has ended after {found} batches; "
+            f"expected the {batches} that had been trained on when the checkpoint was saved; give "
+            "it the data that it had"
+        )

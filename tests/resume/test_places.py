@@ -1,0 +1,300 @@
+"""The place in a stream: what was trained on is not trained on again, and nothing is left out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from aloop import Checkpoint, DataStream, FinishAfter, MainLoop, TrainingExtension, as_stream
+from aloop.checkpoints import SavedCheckpoint
+from aloop.errors import ArgumentError, CheckpointValueError, StreamError
+
+
+def loop_of(stream, directory, trained, finish, *extensions, **options) -> MainLoop:
+    async def step(batch) -> None:
+        trained.append(batch)
+
+    return MainLoop(
+        step,
+        stream,
+        extensions=[
+            *extensions,
+            Checkpoint(directory, resume=True, **options),
+            FinishAfter(after_n_batches=finish),
+        ],
+        signals="off",
+        stall_warning_s=0,
+    )
+
+
+class Count(Iterator):
+    """An iterator that tells its place."""
+
+    def __init__(self, end: int) -> None:
+        self.at, self.end = 0, end
+
+    def __next__(self) -> int:
+        if self.at == self.end:
+            raise StopIteration
+        self.at += 1
+        return self.at - 1
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state) -> None:
+        self.at = state["at"]
+
+
+class AsyncCount(AsyncIterator):
+    """An async one, which moves on before it waits."""
+
+    def __init__(self, end: int) -> None:
+        self.inner = Count(end)
+        self.state_dict = self.inner.state_dict
+        self.load_state_dict = self.inner.load_state_dict
+
+    async def __anext__(self) -> int:
+        batch = next(self.inner, None)
+        if batch is None:
+            raise StopAsyncIteration
+        await asyncio.sleep(0)
+        return batch
+
+
+class Epochs(DataStream):
+    """A stream that tells its place, each epoch of which is another."""
+
+    def __init__(self, kind=Count) -> None:
+        self.kind, self.epoch, self.iterator, self.left = kind, 0, None, None
+
+    def get_epoch_iterator(self, *, as_dict: bool = True):
+        self.iterator = self.kind(5)
+        if self.left is not None:
+            self.iterator.load_state_dict(self.left)
+            self.left = None
+        return self.tell(self.iterator)
+
+    def tell(self, iterator):
+        return (
+            self.tell_sync(iterator)
+            if isinstance(iterator, Iterator)
+            else self.tell_async(iterator)
+        )
+
+    def tell_sync(self, iterator):
+        for batch in iterator:
+            yield self.epoch, batch
+        self.end()
+
+    async def tell_async(self, iterator):
+        async for batch in iterator:
+            yield self.epoch, batch
+        self.end()
+
+    def end(self) -> None:
+        self.epoch, self.iterator = self.epoch + 1, None
+
+    def state_dict(self):
+        at = self.iterator.state_dict() if self.iterator else {"at": 0}
+        return {"epoch": self.epoch, **at}
+
+    def load_state_dict(self, state) -> None:
+        self.epoch, self.left = state["epoch"], {"at": state["at"]}
+
+
+def generated() -> Iterator[int]:
+    yield from range(5)
+
+
+async def generated_async() -> AsyncIterator[int]:
+    for batch in range(5):
+        await asyncio.sleep(0)
+        yield batch
+
+
+STREAMS = {
+    "list": lambda: [0, 1, 2, 3, 4],
+    "tuple": lambda: (0, 1, 2, 3, 4),
+    "range": lambda: range(5),
+    "iterable": lambda: as_stream({0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}.keys()),
+    "generator function": lambda: generated,
+    "async generator function": lambda: generated_async,
+    "iterator with a state": lambda: lambda: Count(5),
+    "async iterator with a state": lambda: lambda: AsyncCount(5),
+    "stream with a state": Epochs,
+    "async stream with a state": lambda: Epochs(AsyncCount),
+}
+
+
+@pytest.mark.parametrize("stop", range(1, 16))
+@pytest.mark.parametrize("kind", STREAMS)
+async def test_resumed_training_sees_the_batches_that_it_would_have_seen(
+    tmp_path, kind, stop
+) -> None:
+    straight, trained = [], []
+    await loop_of(STREAMS[kind](), tmp_path / "straight", straight, 16).run()
+    await loop_of(STREAMS[kind](), tmp_path / "run", trained, stop).run()
+    assert len(trained) == stop
+    loop = loop_of(STREAMS[kind](), tmp_path / "run", trained, 16)
+    await loop.run()
+    assert trained == straight
+    assert loop.status["_epoch_ends"] == [5, 10, 15]
+
+
+async def test_replay_is_said_with_its_number_of_batches(tmp_path, caplog) -> None:
+    await loop_of(generated, tmp_path, [], 8).run()
+    await loop_of(generated, tmp_path, [], 9).run()
+    assert "its epoch is begun anew, and 3 batches are fetched and left out" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["list", "range", "iterator with a state", "stream with a state"])
+async def test_nothing_is_said_where_nothing_is_replayed(tmp_path, caplog, kind) -> None:
+    for finish in (8, 9):
+        await loop_of(STREAMS[kind](), tmp_path, [], finish).run()
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.parametrize("shorter", [[1, 2], lambda: (batch for batch in [1, 2])])
+async def test_stream_that_is_shorter_than_it_was_is_an_error_that_names_both(
+    tmp_path, shorter
+) -> None:
+    await loop_of([0, 1, 2, 3, 4], tmp_path, [], 4).run()
+    with pytest.raises(StreamError, match="has ended after 2 batches; expected the 4 that had"):
+        await loop_of(shorter, tmp_path, [], 9).run()
+
+
+async def test_kind_of_stream_that_changed_is_named(tmp_path) -> None:
+    await loop_of(lambda: Count(5), tmp_path, [], 3).run()
+    with pytest.raises(CheckpointValueError, match=r"has no load_state_dict\(\)"):
+        await loop_of(generated, tmp_path, [], 9).run()
+
+
+def test_what_is_no_choice_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="on_resume is 'no'; expected 'replay' or 'live'"):
+        as_stream([1], on_resume="no")
+
+
+# ------------------------------------------------------------------ quiet streams
+
+
+class Queue:
+    """What comes over the network: batches that never come again."""
+
+    def __init__(self, *batches) -> None:
+        self.queue: asyncio.Queue = asyncio.Queue()
+        for batch in batches:
+            self.queue.put_nowait(batch)
+
+    async def __call__(self):
+        while True:
+            yield await self.queue.get()
+
+
+class Tells(TrainingExtension):
+    """Says when so many batches were trained on."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.reached = number, asyncio.Event()
+
+    async def after_batch(self, batch) -> None:
+        if self.main_loop.status["iterations_done"] == self.number:
+            self.reached.set()
+
+
+@pytest.mark.parametrize("how", ["finish", "cancel"])
+async def test_what_comes_to_a_live_stream_is_trained_on_once(tmp_path, how) -> None:
+    trained: list[int] = []
+    source = Queue(1, 2, 3)
+    tells = Tells(3)
+    loop = loop_of(as_stream(source.__call__, on_resume="live"), tmp_path, trained, 99, tells)
+    task = asyncio.create_task(loop.run())
+    await tells.reached.wait()
+    await asyncio.sleep(0)
+    if how == "finish":
+        loop.request_finish("batch")
+        await task
+    else:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    source = Queue(4, 5, 6)
+    loop = loop_of(as_stream(source.__call__, on_resume="live"), tmp_path, trained, 6)
+    await loop.run()
+    assert trained == [1, 2, 3, 4, 5, 6]
+
+
+class Slow(AsyncCount):
+    """An iterator whose fourth batch comes when it is let."""
+
+    def __init__(self, let: asyncio.Event, waits: asyncio.Event) -> None:
+        super().__init__(6)
+        self.let, self.waits = let, waits
+
+    async def __anext__(self) -> int:
+        batch = next(self.inner)
+        if batch == 3:
+            self.waits.set()
+            await self.let.wait()
+        return batch
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["on its way", "there and not taken"])
+async def test_batch_that_was_fetched_and_not_trained_on_is_trained_on(tmp_path, is_there) -> None:
+    trained: list[int] = []
+    let, waits = asyncio.Event(), asyncio.Event()
+    loop = loop_of(lambda: Slow(let, waits), tmp_path, trained, 99)
+    task = asyncio.create_task(loop.run())
+    await waits.wait()
+    if is_there:
+        let.set()
+    loop.request_finish("batch")
+    await task
+    assert trained == [0, 1, 2]
+    let.set()
+    await loop_of(lambda: Slow(let, waits), tmp_path, trained, 6).run()
+    assert trained == [0, 1, 2, 3, 4, 5]
+
+
+async def test_checkpoint_requested_in_a_wait_is_at_the_batch_before(tmp_path) -> None:
+    trained: list[int] = []
+    let, waits = asyncio.Event(), asyncio.Event()
+    loop = loop_of(lambda: Slow(let, waits), tmp_path, trained, 6)
+    async with loop.running() as handle:
+        await waits.wait()
+        path = await handle.request_checkpoint()
+        let.set()
+        await handle.wait()
+    assert trained == [0, 1, 2, 3, 4, 5]
+    assert SavedCheckpoint.at(path).read()["stream"] == {"of": "iterator", "state": {"at": 3}}
+
+
+async def test_stop_in_a_replay_goes_on_with_the_replay(tmp_path) -> None:
+    trained: list[int] = []
+
+    def slow(let):
+        async def batches():
+            for batch in range(6):
+                if batch == 2:
+                    await let.wait()
+                yield batch
+
+        return batches
+
+    let = asyncio.Event()
+    let.set()
+    await loop_of(slow(let), tmp_path, trained, 4).run()
+    again = asyncio.Event()
+    loop = loop_of(slow(again), tmp_path, trained, 6)
+    task = asyncio.create_task(loop.run())
+    while loop.state != "running":
+        await asyncio.sleep(0)
+    loop.request_finish("batch")
+    await task
+    again.set()
+    for _ in range(2):
+        await loop.run()  # the same one, and then one that is complete
+    assert trained == [0, 1, 2, 3, 4, 5]
+    await loop_of(slow(again), tmp_path, trained, 6).run()
+    assert trained == [0, 1, 2, 3, 4, 5]
