@@ -131,6 +131,7 @@ def test_the_file_holds_text_and_code_in_turn_and_no_outputs() -> None:
         assert (code["outputs"], code["execution_count"]) == ([], None)
 
 
+@pytest.mark.slow
 def test_the_cells_run_all_show_a_network_that_learns(run_all) -> None:
     printed, _ = run_all
     assert printed["run"].endswith(": 900 iterations, 20 epochs>")
@@ -143,6 +144,7 @@ def test_the_cells_run_all_show_a_network_that_learns(run_all) -> None:
     assert float(last.removeprefix("test accuracy ").rstrip("%")) >= 90
 
 
+@pytest.mark.slow
 def test_the_cells_run_all_watch_the_run_in_the_background(run_all) -> None:
     printed, _ = run_all
     state, _, done = printed["watch"].partition(" batches done\n")[0].partition(", ")
@@ -153,6 +155,7 @@ def test_the_cells_run_all_watch_the_run_in_the_background(run_all) -> None:
     assert all(int(row.split(":")[0].removeprefix("batch ")) % BATCHES == 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_cells_run_all_pause_the_run_and_go_on_with_it(run_all) -> None:
     printed, file = run_all
     state, _, paused_at = printed["pause"].splitlines()[-1].partition(" after batch ")
@@ -165,6 +168,7 @@ def test_the_cells_run_all_pause_the_run_and_go_on_with_it(run_all) -> None:
     assert printed["end"].startswith("ended by request_finish('batch')\n")
 
 
+@pytest.mark.slow
 def test_each_epoch_has_its_accuracy_from_beside_the_training_in_the_file(run_all) -> None:
     printed, file = run_all
     accuracies = query(file, "SELECT time, value FROM entries WHERE key = 'test_accuracy'")
@@ -179,6 +183,7 @@ def test_each_epoch_has_its_accuracy_from_beside_the_training_in_the_file(run_al
     assert accuracies[-1][1] >= 0.9
 
 
+@pytest.mark.slow
 def test_the_cells_run_all_leave_nothing_running(run_all) -> None:
     printed, _ = run_all
     assert printed["left"] == "[]\n[]\nclosed True\n"
@@ -205,6 +210,7 @@ loop.find_extension("FinishAfter").set_conditions(after_n_epochs=done + 3)
 WENT_ON = "print(log.status['epochs_done'] - done, log.status['resumed_from'] == before)"
 
 
+@pytest.mark.slow
 def test_the_stop_button_ends_the_cell_of_a_run_which_goes_on_when_it_runs_again(
     kernel: Kernel,
 ) -> None:
@@ -218,6 +224,7 @@ def test_the_stop_button_ends_the_cell_of_a_run_which_goes_on_when_it_runs_again
     assert kernel.execute(WENT_ON) == "3 True\n"
 
 
+@pytest.mark.slow
 def test_the_stop_button_of_a_later_cell_leaves_the_run_in_the_background_alone(
     kernel: Kernel,
 ) -> None:

@@ -211,6 +211,7 @@ async def test_it_is_named_once_and_counted_to_the_end(caplog) -> None:
     assert HOLD_S * 0.5 <= longest < HOLD_S * 20
 
 
+@pytest.mark.slow
 async def test_many_that_each_take_little_are_not_blamed(caplog) -> None:
     def busy(seconds: float) -> None:
         ends = time.perf_counter() + seconds

@@ -572,7 +572,7 @@ def test_after_an_event_loop_was_closed_under_a_run_it_can_run_in_another(place,
     assert "ERROR:aloop" not in program.output
 
 
-@pytest.mark.parametrize("handler", ["own", "pythons"])
+@pytest.mark.parametrize("handler", [pytest.param("own", marks=pytest.mark.slow), "pythons"])
 @pytest.mark.parametrize("place", ["step", "stream", "worker"])
 def test_a_run_whose_event_loop_was_closed_can_be_collected(place, handler, tmp_path) -> None:
     with running(["program.py", place, handler], tmp_path, CUT_OFF + COLLECT) as program:

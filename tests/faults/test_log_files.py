@@ -481,6 +481,7 @@ def watched_closely(monkeypatch):
     monkeypatch.setattr("aloop.log.wal.WAL_BYTES", 1 << 20)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("faulty", "watched_closely")
 def test_write_ahead_log_is_bounded_while_the_owner_is_idle(database, loops):
     assert fill(database, loops, 150, pause_s=0.01) < 8 << 20  # of more than 16 MB

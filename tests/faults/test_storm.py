@@ -70,6 +70,11 @@ def assert_clean(told):
     assert not bad, f"{short}\n\nthe first of them: {json.dumps(bad[0], indent=1)}"
 
 
+def test_50_storms_lose_double_and_leave_nothing():
+    assert_clean(storms(range(50)))
+
+
+@pytest.mark.slow
 def test_200_storms_lose_double_and_leave_nothing():
     told = storms(range(200))
     assert_clean(told)
@@ -121,7 +126,13 @@ def test_a_schedule_follows_from_its_seed_alone():
     assert [draw(seed) for seed in range(50)] == [draw(seed) for seed in range(50)]
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize(
+    "defect",
+    [
+        pytest.param(defect, marks=pytest.mark.slow if number % 4 else ())
+        for number, defect in enumerate(DEFECTS)
+    ],
+)
 def test_a_defect_is_found_and_its_seed_is_told(defect):
     told = storms(range(12), defect=defect)
     found = [one for one in told if any(DEFECTS[defect] in wrong for wrong in one["wrong"])]

@@ -1602,6 +1602,7 @@ async def test_reader_in_another_process_gets_the_rows_after_a_time(database):
     assert times_of(rows) == [4, 5, 6]
 
 
+@pytest.mark.slow
 async def test_readers_in_another_process_gets_many_rows_in_order(database):
     async with writing(database) as (writer, _), following(database) as reader:
         tell(writer, 20_000)
