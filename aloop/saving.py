@@ -6,10 +6,10 @@ which it is trained. Then the training goes on, while another thread writes the 
 is brought to the disk up to that boundary, then the checkpoint is written and published. At the
 end of a run all that is still wanted becomes one checkpoint.
 
-A training is restored when `before_training` and `initialize` are done, so that nothing overwrites
-what was loaded.
+How a training is restored is in `aloop.restoring`.
 """
 
+import asyncio
 import logging
 import threading
 from pathlib import Path
@@ -19,15 +19,16 @@ from typing import Final
 from aloop.background import BackgroundWork
 from aloop.callbacks import Position, Stage
 from aloop.checkpoints import CheckpointDirectory, Contents, SavedCheckpoint
-from aloop.checkpoints.directory import is_checkpoint
 from aloop.checkpoints.due import Copied, Due, Request
 from aloop.checkpoints.published import State
 from aloop.checkpoints.wishes import LoadWish, SaveWish
-from aloop.errors import ArgumentError, CheckpointError, CheckpointValueError, brief
+from aloop.errors import ArgumentError, CheckpointError, brief
 from aloop.extensions.base import call
 from aloop.log.records import Row
 from aloop.offload import Worker, run_in_worker
-from aloop.snapshots import Trained, add_model, put_back, stateless, take
+from aloop.restoring import Restorer
+from aloop.snapshots import Trained, add_model, stateless, take
+from aloop.stalls import blames
 from aloop.stopping import StopLevel, StopRequest
 
 __all__ = ["Saver"]
@@ -50,12 +51,12 @@ class Saver:
     _stop: StopRequest
     _background: BackgroundWork
     _worker: Worker
+    _loop: asyncio.AbstractEventLoop
 
     def __init__(self, training: Trained) -> None:
         self._training = training
         self._due = Due()
-        self._loads: list[LoadWish] = []
-        self._state: State | None = None  # that is to be put back, and is in memory
+        self._restorer = Restorer(training)
         self._directories: dict[Path, CheckpointDirectory] = {}
         self._main: SaveWish | None = None  # what a request asks for
         self._latest: dict[Path, Position] = {}  # where the last one of a directory was taken
@@ -64,6 +65,7 @@ class Saver:
     def begin(self, stop: StopRequest, background: BackgroundWork) -> None:
         """Get ready for a run."""
         self._stop, self._background = stop, background
+        self._loop = asyncio.get_running_loop()
         self._worker = Worker("aloop checkpoints")
 
     def end(self) -> None:
@@ -98,20 +100,11 @@ class Saver:
 
     def load(self, wish: LoadWish) -> None:
         """Have a checkpoint loaded before the training begins."""
-        self._loads.append(wish)
+        self._restorer.load(wish)
 
     def load_state(self, state: State) -> None:
-        """Have a state put back when the next run starts.
-
-        Raises `CheckpointValueError` for what is no such state.
-        """
-        try:
-            self._state = Contents.of(state).state()  # a copy, which stays as it is
-        except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointValueError(
-                f"the state is {state!r:.80}, which is not that of a training: {brief(error)}; "
-                "expected what MainLoop.state_dict() gave"
-            ) from error
+        """Have a state put back when the next run starts; see `MainLoop.load_state_dict`."""
+        self._restorer.load_state(state)
 
     def state(self) -> State:
         """Give a copy of the state of the training, which holds still."""
@@ -120,8 +113,14 @@ class Saver:
     def request(self) -> Request:
         """Have a checkpoint saved at the next boundary, and give what its path can be awaited of.
 
-        Raises `CheckpointError` when there is nowhere to save it.
+        Raises `CheckpointError` when there is nowhere to save it, `ArgumentError` in another
+        event loop than the run's.
         """
+        if _running_loop() is not self._loop:
+            raise ArgumentError(
+                "a checkpoint was requested from another thread or event loop than the run's; "
+                "expected the run's own; use asyncio.run_coroutine_threadsafe"
+            )
         if self._main is None and self._stop.has_started:
             raise CheckpointError(_NOWHERE)
         if self._stop.is_ending:
@@ -135,72 +134,23 @@ class Saver:
         return request
 
     def _directory(self, path: Path) -> CheckpointDirectory:
-        return self._directories.setdefault(path, CheckpointDirectory(path))
+        if path not in self._directories:
+            self._directories[path] = CheckpointDirectory(path)
+        return self._directories[path]
 
     # The restore point.
 
     async def restore(self) -> bool:
         """Put back what is to be loaded, and give whether the log goes on from there."""
-        if self._state is not None:
-            await put_back(self._training, self._state, iteration_state=True, log=True)
-            self._state = None
-            self._forget_beginning()
-            return True
-        resumptions = [load for load in self._loads if load.is_resumption]
-        if len(resumptions) > 1:
-            raise ArgumentError(
-                "several extensions load the iteration state or the log: "
-                f"{', '.join(load.owner for load in resumptions)}; expected one; leave out "
-                "resume=True, or load_iteration_state and load_log, of the others"
-            )
-        for load in resumptions:
-            if await self._load(load):
-                self._forget_beginning()
-                return load.log
-        for load in self._loads:
-            if not load.is_resumption:
-                await self._load(load)
-        self._loads.clear()
-        return False
-
-    def _forget_beginning(self) -> None:
-        """Drop what was asked for before the restore point: a beginning that never was."""
-        self._loads.clear()
+        restored = await self._restorer.restore()
+        if restored is None:
+            return False
+        # What was asked for before the restore point was of a beginning that never was.
         self._due.wishes.clear()
         self._stop.want_checkpoint(bool(self._due))
-
-    async def _load(self, load: LoadWish) -> bool:
-        found = await self._worker.run(self._find, load)
-        if found is None:
-            level = logging.INFO if load.may_be_missing else logging.WARNING
-            _logger.log(level, "%s has no checkpoint, so the training begins anew", load.path)
-            return False
-        checkpoint, state = found
-        await put_back(
-            self._training,
-            state,
-            iteration_state=load.iteration_state,
-            log=load.log,
-            global_rng=load.global_rng,
-        )
-        self._training.log.current_row["loaded_from"] = str(checkpoint.path)
-        if load.iteration_state:
-            self._latest[load.path] = checkpoint.position
-        _logger.info("%s loaded %s", load.owner, checkpoint.path)
-        return True
-
-    def _find(self, load: LoadWish) -> tuple[SavedCheckpoint, State] | None:
-        if not load.path.exists():
-            return None
-        if not is_checkpoint(load.path):
-            return self._directory(load.path).read_newest(whole=load.is_resumption)
-        checkpoint = SavedCheckpoint.at(load.path)
-        if load.is_resumption and not checkpoint.is_whole:
-            raise CheckpointError(
-                f"the checkpoint {load.path} has the parameters of a model and no more; expected a "
-                "whole one to go on from; take another, or load its parameters alone"
-            )
-        return checkpoint, checkpoint.read()
+        if restored.directory is not None:
+            self._latest[restored.directory] = self._training.position
+        return restored.log
 
     # The boundaries at which a checkpoint is due.
 
@@ -213,7 +163,9 @@ class Saver:
         if self._stop.must_leave:
             return
         due, copied = await self._copy_due()
-        if copied is not None:
+        if self._stop.must_leave:  # since then
+            self._due.put_back(due)
+        elif copied is not None:
             row = self._training.log.current_row
             name = "the saving of a checkpoint"
             await self._background.start_in_turn(self, self._publish, due, copied, row, name=name)
@@ -262,6 +214,7 @@ class Saver:
         if copied is not None:
             await self._publish(due, copied, self._training.log.current_row)
 
+    @blames("the saving of a checkpoint")
     async def _copy_due(self) -> tuple[Due, Copied | None]:
         """Copy the state for all that is due; None where that failed and may."""
         due, self._due = self._due, Due()
@@ -355,6 +308,13 @@ class Saver:
                 row["checkpoint_bytes"] = published.bytes
 
         self._training.log.write_late(record)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _copy(training: Trained, state: State) -> Contents:

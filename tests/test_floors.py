@@ -47,6 +47,7 @@ FLOORS = {
     "aloop.extensions": 3,
     "aloop.log": 3,
     "aloop.main_loop": 4,
+    "aloop.restoring": 4,
     "aloop.saving": 4,
     "aloop.training": 4,
     "aloop.__main__": 6,

@@ -114,7 +114,8 @@ class CheckpointDirectory:
             except CheckpointVersionError:
                 raise
             except CheckpointError as error:
-                broken.append(error)
+                if path.exists() or path.is_symlink():  # or who has the directory removed it
+                    broken.append(error)
         # By name too, for the number of one that was broken, and is mended, may be used twice.
         found.sort(key=lambda each: (each.number, each.path.name), reverse=True)
         return found, broken
@@ -133,7 +134,8 @@ class CheckpointDirectory:
             try:
                 state = checkpoint.read()
             except CheckpointError as error:
-                broken.append(error)
+                if checkpoint.path.exists():
+                    broken.append(error)
                 continue
             for error in broken:
                 _logger.warning("%s; it is left out, %s counts", error, checkpoint.path.name)

@@ -50,6 +50,11 @@ class Due:
     def __bool__(self) -> bool:
         return bool(self.wishes or self.requests)
 
+    def put_back(self, earlier: "Due") -> None:
+        """Want what was wanted earlier, too."""
+        self.wishes = earlier.wishes | self.wishes
+        self.requests = earlier.requests + self.requests
+
     def settle(self, path: Path) -> None:
         """Tell those who wait for it where it is."""
         for request in self.requests:

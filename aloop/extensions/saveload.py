@@ -14,7 +14,9 @@ from aloop.callbacks import CallbackName
 from aloop.checkpoints.directory import as_directory
 from aloop.checkpoints.wishes import LoadWish, SaveWish
 from aloop.errors import ArgumentError
-from aloop.extensions.simple import Options, SimpleExtension, triggered
+from aloop.extensions.base import TrainingExtension
+from aloop.extensions.limits import LimitOptions
+from aloop.extensions.simple import Options, SimpleExtension
 
 __all__ = ["Checkpoint", "Load"]
 
@@ -132,7 +134,7 @@ class Checkpoint(SimpleExtension):
         return self._limits.over(save, what, self._pause)
 
 
-class Load(SimpleExtension):
+class Load(TrainingExtension):
     """Loads a checkpoint into the loop before the training begins.
 
     The model's parameters in any case. Records `loaded_from`. Where there is no checkpoint the
@@ -146,10 +148,8 @@ class Load(SimpleExtension):
         load_log: whether the log goes on from the one that the checkpoint is of, with its status.
         global_rng: whether the random generators that the modules `random` and ``numpy.random``
             share are restored.
-        name, options: as for `SimpleExtension`; before the training if there is no trigger.
+        name, limits: as for `TrainingExtension`.
     """
-
-    CAN_BE_BACKGROUND = False  # the training begins with it
 
     def __init__(
         self,
@@ -159,16 +159,16 @@ class Load(SimpleExtension):
         *,
         global_rng: bool = False,
         name: str | None = None,
-        **options: Unpack[Options],
+        **limits: Unpack[LimitOptions],
     ) -> None:
+        super().__init__(name, **limits)
         self.path = as_directory(path)
         self.load_iteration_state = load_iteration_state
         self.load_log = load_log
         self.global_rng = global_rng
-        super().__init__(name, **triggered(options, before_training=True))
 
-    async def do(self, which_callback: str, *args: Any) -> None:
-        """Ask for the checkpoint to be loaded."""
+    async def before_training(self) -> None:
+        """Ask for the checkpoint to be loaded, when everything else is done."""
         wish = LoadWish(
             owner=f"the extension {self.name!r}",
             path=self.path,

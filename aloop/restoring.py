@@ -1,0 +1,120 @@
+"""Going on from what was saved.
+
+A training is restored when every `before_training` and `initialize` are done, so that nothing
+overwrites what was loaded.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aloop.checkpoints import CheckpointDirectory, Contents, SavedCheckpoint
+from aloop.checkpoints.directory import is_checkpoint
+from aloop.checkpoints.published import State
+from aloop.checkpoints.wishes import LoadWish
+from aloop.errors import ArgumentError, CheckpointError, CheckpointValueError, brief
+from aloop.offload import run_in_worker
+from aloop.snapshots import Trained, put_back
+
+__all__ = ["Restored", "Restorer"]
+
+_logger = logging.getLogger("aloop")
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How a training goes on from an earlier one."""
+
+    log: bool
+    """Whether the log goes on, too."""
+    directory: Path | None = None
+    """Of which the training goes on from the newest checkpoint, if it is that."""
+
+
+class Restorer:
+    """Puts back what is wanted of a training, once.
+
+    Parameters:
+        training: the training.
+    """
+
+    def __init__(self, training: Trained) -> None:
+        self._training = training
+        # Kept until they were put back: a run that failed before is run again.
+        self._loads: list[LoadWish] = []
+        self._state: State | None = None
+
+    def load(self, wish: LoadWish) -> None:
+        """Have a checkpoint loaded."""
+        if wish not in self._loads:
+            self._loads.append(wish)
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Have a state put back, in place of all that is to be loaded.
+
+        Raises `CheckpointValueError` for what is no such state.
+        """
+        try:
+            self._state = Contents.of(dict(state)).state()  # a copy, which stays as it is
+        except (KeyError, AttributeError, TypeError) as error:
+            raise CheckpointValueError(
+                f"the state is {state!r:.80}, which is not that of a training: {brief(error)}; "
+                "expected what MainLoop.state_dict() gave"
+            ) from error
+
+    async def restore(self) -> Restored | None:
+        """Put back what is wanted, and give how the training goes on; None if it begins."""
+        if self._state is not None:
+            await put_back(self._training, self._state, iteration_state=True, log=True)
+            self._state = None
+            self._loads.clear()
+            return Restored(log=True)
+        resumptions = [load for load in self._loads if load.is_resumption]
+        if len(resumptions) > 1:
+            raise ArgumentError(
+                "several extensions load the iteration state or the log: "
+                f"{', '.join(load.owner for load in resumptions)}; expected one; leave out "
+                "resume=True, or load_iteration_state and load_log, of the others"
+            )
+        for load in resumptions:
+            if await self._load(load):
+                self._loads.clear()  # parameters that were loaded to begin with are history
+                return Restored(load.log, load.path if load.iteration_state else None)
+        for load in self._loads:
+            if not load.is_resumption:
+                await self._load(load)
+        self._loads.clear()
+        return None
+
+    async def _load(self, load: LoadWish) -> bool:
+        found = await run_in_worker(_find, load)
+        if found is None:
+            level = logging.INFO if load.may_be_missing else logging.WARNING
+            _logger.log(level, "%s has no checkpoint, so the training begins anew", load.path)
+            return False
+        checkpoint, state = found
+        await put_back(
+            self._training,
+            state,
+            iteration_state=load.iteration_state,
+            log=load.log,
+            global_rng=load.global_rng,
+        )
+        self._training.log.current_row["loaded_from"] = str(checkpoint.path)
+        _logger.info("%s loaded %s", load.owner, checkpoint.path)
+        return True
+
+
+def _find(load: LoadWish) -> tuple[SavedCheckpoint, State] | None:
+    if not load.path.exists():
+        return None
+    if not is_checkpoint(load.path):
+        return CheckpointDirectory(load.path).read_newest(whole=load.is_resumption)
+    checkpoint = SavedCheckpoint.at(load.path)
+    if load.is_resumption and not checkpoint.is_whole:
+        raise CheckpointError(
+            f"the checkpoint {load.path} has the parameters of a model and no more; expected a "
+            "whole one to go on from; take another, or load its parameters alone"
+        )
+    return checkpoint, checkpoint.read()
