@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -187,9 +186,9 @@ class CheckpointDirectory:
                 unfinished.rename(path)
                 return
         except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove_tree(unfinished, ignore_errors=True)
             raise
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove_tree(unfinished, ignore_errors=True)
         raise GivenUp
 
     def _free_path(self, name: str) -> Path:
@@ -229,9 +228,15 @@ class CheckpointDirectory:
         if not path.name.startswith(_UNFINISHED):
             path = path.rename(path.with_name(f"{_UNFINISHED}{path.name}"))
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            _remove_tree(path)
         else:
             path.unlink()
+
+
+def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:
+    import shutil  # late, for it imports all that can compress
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def superfluous(

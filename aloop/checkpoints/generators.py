@@ -63,7 +63,8 @@ def _source(generator: Any) -> Any:
 
 
 class _RandomState:
-    def __init__(self, generator: np.random.RandomState) -> None:
+    # As text, or numpy.random would be imported with aloop.
+    def __init__(self, generator: "np.random.RandomState") -> None:
         self._generator = generator
 
     def getstate(self) -> Any:

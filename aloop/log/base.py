@@ -61,6 +61,7 @@ class TrainingLog:
         self._is_training_over = False  # and the run on its way out
         self._forks: list[int] = []  # the times at which this log was resumed
         self._followers = Followers()
+        self._following = self._followers.waiting
         self.sequence = 0
         """The number of commit points so far, those of the runs it was resumed from included, and
         of changes from beside the training."""
@@ -220,7 +221,7 @@ class TrainingLog:
         `flush` does. A log in memory only counts.
         """
         self.sequence += 1
-        if self._followers.waiting:
+        if self._following:
             self._followers.wake()
 
     def write_late(self, change: Callable[[], object]) -> None:
@@ -231,7 +232,7 @@ class TrainingLog:
         """
         change()
         self.sequence += 1
-        if self._followers.waiting:
+        if self._following:
             self._followers.wake()
 
     async def keep_up(self) -> None:

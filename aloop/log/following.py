@@ -14,10 +14,12 @@ class Followers:
 
     def __init__(self) -> None:
         self.waiting: list[asyncio.Future[None]] = []
+        """Always the same list, at which a log looks at each commit point."""
 
     def wake(self) -> None:
         """Let them look."""
-        waiting, self.waiting = self.waiting, []
+        waiting = self.waiting[:]
+        self.waiting.clear()
         for commit in waiting:
             loop = commit.get_loop()
             if not loop.is_closed():

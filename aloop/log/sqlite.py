@@ -347,7 +347,7 @@ class SQLiteLog(TrainingLog):
         self.sequence += 1
         self._unwritten.mark()
         self._iterations_done = self.status.get("iterations_done")
-        if self._followers.waiting:
+        if self._following:
             self._followers.wake()
 
     async def _read(self, journal: Journal) -> None:
