@@ -33,6 +33,9 @@ CANCELLED_S: Final = 0.4
 HURRIED_PAUSE_S: Final = 0.1
 """How long a pause is at the most when the run is to stop."""
 
+SAID_AFTER_S: Final = 1.0
+"""After how long it is said what a checkpoint waits for."""
+
 current_moment: Final[ContextVar[Any]] = ContextVar("aloop_moment", default=None)
 """The `Moment` that the running task is about; None in the training itself."""
 
@@ -124,14 +127,42 @@ class BackgroundWork:
         task = self._last[id(owner)] = self._start(work, name)
         task.add_done_callback(partial(self._forget_last, owner))
 
+    @property
+    def is_settled(self) -> bool:
+        """True while nothing is under way that was begun in turn."""
+        return not self._last
+
     async def settle(self, owner: object | None = None) -> None:
-        """Wait until what was begun in turn so far has ended, that of one owner or of all.
+        """Wait until what was begun in turn so far, by one or by all, has ended; name what is slow.
 
         Not, when the run is to stop: that has its own time.
         """
-        begun = [task for key, task in self._last.items() if owner is None or key == id(owner)]
+        begun = [t for key, t in self._last.items() if owner is None or key == id(owner)]
+        is_said = False
         while not self._stop.must_leave and (left := [t for t in begun if not t.done()]):
-            await asyncio.wait([*left, self._stop.news()], return_when=asyncio.FIRST_COMPLETED)
+            timeout = None if is_said else SAID_AFTER_S
+            news = self._stop.news()
+            done, _ = await asyncio.wait(
+                [*left, news], timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                is_said = True
+                names = ", ".join(self._jobs[task].name for task in left if task in self._jobs)
+                _logger.warning("a checkpoint is due, and the training waits for %s", names)
+
+    async def finish_turns(self) -> None:
+        """Wait for what was begun in turn, as long as the grace allows."""
+        begun = self._loop.time()
+        self.is_finishing = True
+        try:
+            while self._last and (left_s := self._ends_at(begun) - self._loop.time()) > 0:
+                await asyncio.wait(
+                    [*self._last.values(), self._stop.news()],
+                    timeout=left_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+        finally:
+            self.is_finishing = False
 
     def _forget_last(self, owner: object, task: asyncio.Task[None]) -> None:
         if self._last.get(id(owner)) is task:

@@ -31,6 +31,13 @@ class FileLock:
         """True after an `acquire` that was granted, until `release`."""
         return self._handle is not None or fcntl is None
 
+    @property
+    def is_in_place(self) -> bool:
+        """True while it is mine, and on the file of that name: not one that was removed since."""
+        if fcntl is None:
+            return True
+        return self._handle is not None and os.fstat(self._handle).st_ino == _inode(self.path)
+
     def acquire(self, *, shared: bool = False) -> bool:
         """Lock the file unless another has it locked, and say whether it is."""
         while self._handle is None and fcntl is not None:

@@ -269,7 +269,7 @@ class MainLoop:
                 "load_state_dict() was called while the run is under way; expected it before; "
                 "wait for its end"
             )
-        self._training.saver.load_state(dict(state))
+        self._training.saver.load_state(state)
 
     @property
     def background(self) -> Background:

@@ -31,10 +31,14 @@ class Worker:
 
     The thread starts at the first call. Parameters:
         name: the name of the thread, for debuggers and logs.
+        on_end: called when it is closed and all calls have ended, on the thread if there is one.
     """
 
-    def __init__(self, name: str = "aloop worker") -> None:
+    def __init__(
+        self, name: str = "aloop worker", on_end: Callable[[], None] | None = None
+    ) -> None:
         self._name = name
+        self._on_end = on_end
         self._calls: SimpleQueue[_Call] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._asked = 0  # how many calls, counted by those who ask
@@ -88,6 +92,8 @@ class Worker:
             return
         self._is_closed = True
         if self._thread is None:
+            if self._on_end is not None:
+                self._on_end()
             return
         self._calls.put(None)
         # At once, for nothing is left for it to do; but no daemon runs any more at the very end.
@@ -95,6 +101,13 @@ class Worker:
             self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            if self._on_end is not None:
+                self._on_end()
+
+    def _serve(self) -> None:
         while (item := self._calls.get()) is not None:
             future, self._function, call = item
             try:

@@ -5,19 +5,22 @@ overwrites what was loaded.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from aloop.checkpoints import CheckpointDirectory, Contents, SavedCheckpoint
 from aloop.checkpoints.directory import is_checkpoint
-from aloop.checkpoints.published import State
+from aloop.checkpoints.published import Packed, State
 from aloop.checkpoints.wishes import LoadWish
 from aloop.errors import ArgumentError, CheckpointError, CheckpointValueError, brief
 from aloop.offload import run_in_worker
 from aloop.snapshots import Trained, put_back
 
 __all__ = ["Restored", "Restorer"]
+
+_PARTS: Final = ("position", "log", "rows", "stream", "extensions", "algorithm", "model")
 
 _logger = logging.getLogger("aloop")
 
@@ -50,17 +53,18 @@ class Restorer:
         if wish not in self._loads:
             self._loads.append(wish)
 
-    def load_state(self, state: Mapping[str, object]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Have a state put back, in place of all that is to be loaded.
 
         Raises `CheckpointValueError` for what is no such state.
         """
         try:
-            self._state = Contents.of(dict(state)).state()  # a copy, which stays as it is
-        except (KeyError, AttributeError, TypeError) as error:
+            contents = Contents.of(Packed.of({part: state[part] for part in _PARTS}))
+            self._state = contents.state()  # a copy, which stays as it is
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise CheckpointValueError(
                 f"the state is {state!r:.80}, which is not that of a training: {brief(error)}; "
-                "expected what MainLoop.state_dict() gave"
+                "expected what MainLoop.state_dict() gave, its arrays as arrays"
             ) from error
 
     async def restore(self) -> Restored | None:
@@ -70,15 +74,9 @@ class Restorer:
             self._state = None
             self._loads.clear()
             return Restored(log=True)
-        resumptions = [load for load in self._loads if load.is_resumption]
-        if len(resumptions) > 1:
-            raise ArgumentError(
-                "several extensions load the iteration state or the log: "
-                f"{', '.join(load.owner for load in resumptions)}; expected one; leave out "
-                "resume=True, or load_iteration_state and load_log, of the others"
-            )
-        for load in resumptions:
-            if await self._load(load):
+        for is_own in (True, False):  # to branch off from another is to begin
+            load = self._only([x for x in self._loads if x.is_resumption and x.is_own is is_own])
+            if load is not None and await self._load(load):
                 self._loads.clear()  # parameters that were loaded to begin with are history
                 return Restored(load.log, load.path if load.iteration_state else None)
         for load in self._loads:
@@ -87,11 +85,21 @@ class Restorer:
         self._loads.clear()
         return None
 
+    def _only(self, loads: Sequence[LoadWish]) -> LoadWish | None:
+        if len(loads) > 1:
+            raise ArgumentError(
+                "several extensions load the iteration state or the log: "
+                f"{', '.join(load.owner for load in loads)}; expected one; leave out resume=True, "
+                "or load_iteration_state and load_log, of the others"
+            )
+        return loads[0] if loads else None
+
     async def _load(self, load: LoadWish) -> bool:
         found = await run_in_worker(_find, load)
         if found is None:
-            level = logging.INFO if load.may_be_missing else logging.WARNING
-            _logger.log(level, "%s has no checkpoint, so the training begins anew", load.path)
+            _logger.warning(
+                "%s finds no checkpoint in %s; the training goes on without", load.owner, load.path
+            )
             return False
         checkpoint, state = found
         await put_back(
@@ -109,6 +117,11 @@ class Restorer:
 def _find(load: LoadWish) -> tuple[SavedCheckpoint, State] | None:
     if not load.path.exists():
         return None
+    if not load.path.is_dir():
+        raise CheckpointError(
+            f"{load.path} is a file; expected a checkpoint, which is a directory, or a directory "
+            "of checkpoints; correct the path"
+        )
     if not is_checkpoint(load.path):
         return CheckpointDirectory(load.path).read_newest(whole=load.is_resumption)
     checkpoint = SavedCheckpoint.at(load.path)

@@ -12,22 +12,23 @@ How a training is restored is in `aloop.restoring`.
 import asyncio
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 from aloop.background import BackgroundWork
-from aloop.callbacks import Position, Stage
+from aloop.callbacks import Position
 from aloop.checkpoints import CheckpointDirectory, Contents, SavedCheckpoint
 from aloop.checkpoints.due import Copied, Due, Request
-from aloop.checkpoints.published import State
+from aloop.checkpoints.published import Packed, State
 from aloop.checkpoints.wishes import LoadWish, SaveWish
 from aloop.errors import ArgumentError, CheckpointError, brief
 from aloop.extensions.base import call
 from aloop.log.records import Row
 from aloop.offload import Worker, run_in_worker
 from aloop.restoring import Restorer
-from aloop.snapshots import Trained, add_model, stateless, take
+from aloop.snapshots import Trained, stateless, take, take_model
 from aloop.stalls import blames
 from aloop.stopping import StopLevel, StopRequest
 
@@ -66,7 +67,7 @@ class Saver:
         """Get ready for a run."""
         self._stop, self._background = stop, background
         self._loop = asyncio.get_running_loop()
-        self._worker = Worker("aloop checkpoints")
+        self._worker = Worker("aloop checkpoints", on_end=self._release)
 
     def end(self) -> None:
         """Let go of what the run held."""
@@ -74,10 +75,11 @@ class Saver:
         due.fail(CheckpointError("the run has ended without the checkpoint that was asked for"))
         if self._worker.is_busy:
             _logger.error("a checkpoint is left behind at work in its thread")
-        else:
-            for directory in self._directories.values():
-                directory.release()
         self._worker.close()
+
+    def _release(self) -> None:
+        for directory in self._directories.values():
+            directory.release()
 
     # What extensions and users ask for.
 
@@ -88,7 +90,7 @@ class Saver:
         `CheckpointError` when they cannot, `CheckpointInUseError` while another run has it.
         """
         await self._worker.run(self._directory(wish.path).claim)
-        if is_main and self._main is None:
+        if is_main and (self._main is None or wish.is_whole > self._main.is_whole):
             self._main = wish
 
     def save(self, wish: SaveWish) -> None:
@@ -102,13 +104,14 @@ class Saver:
         """Have a checkpoint loaded before the training begins."""
         self._restorer.load(wish)
 
-    def load_state(self, state: State) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Have a state put back when the next run starts; see `MainLoop.load_state_dict`."""
         self._restorer.load_state(state)
 
     def state(self) -> State:
         """Give a copy of the state of the training, which holds still."""
-        return _copy(self._training, take(self._training, global_rng=False)).state()
+        packed = Packed.of(take(self._training, global_rng=False), copies=False)
+        return _complete(self._training, packed).state()
 
     def request(self) -> Request:
         """Have a checkpoint saved at the next boundary, and give what its path can be awaited of.
@@ -148,6 +151,7 @@ class Saver:
         # What was asked for before the restore point was of a beginning that never was.
         self._due.wishes.clear()
         self._stop.want_checkpoint(bool(self._due))
+        self._latest.clear()
         if restored.directory is not None:
             self._latest[restored.directory] = self._training.position
         return restored.log
@@ -178,7 +182,9 @@ class Saver:
         try:
             await self._background.settle(self)
             if self._due.requests:
-                await self._take_now()
+                await self._background.finish_turns()
+                if self._background.is_settled:
+                    await self._take_now()
         except BaseException as error:  # noqa: BLE001 - returned
             return error
         return None
@@ -203,10 +209,10 @@ class Saver:
             return
         if stop.level is StopLevel.ABANDON:
             return
-        if self._training.position.stage is Stage.BATCH_STARTED:
+        if self._training.is_cut_off:
             _logger.warning(
-                "no checkpoint is saved: batch %d was broken off, so that its step may be half "
-                "done; the last checkpoint counts",
+                "no checkpoint is saved, for the training was broken off before all extensions "
+                "were done with batch %d; the last checkpoint counts",
                 self._training.position.batch,
             )
             return
@@ -230,14 +236,18 @@ class Saver:
         try:
             self._training.log.commit()
             global_rng = any(wish.global_rng for wish in due.wishes.values())
-            state = take(self._training, global_rng=global_rng)
-            contents = await run_in_worker(_copy, self._training, state)
+            # What others may change in the event loop is cut up here, and its arrays are copied,
+            # with all else, in the thread in which the steps are done.
+            packed = Packed.of(take(self._training, global_rng=global_rng), copies=False)
+            contents = await run_in_worker(_complete, self._training, packed)
         except BaseException as error:
             due.fail(error)
             is_lenient = all(wish.is_lenient for wish in due.wishes.values())
             if not (is_lenient and isinstance(error, Exception)):
                 raise
             _logger.warning("a checkpoint failed, and the run goes on: %s", brief(error))
+            for _ in due.wishes:
+                self._record(self._training.log.current_row, None, begun)
             return due, None
         return due, Copied(contents, begun)
 
@@ -245,7 +255,7 @@ class Saver:
         for thing, what in stateless(self._training):
             if id(thing) not in self._named:
                 self._named[id(thing)] = thing
-                _logger.warning("%s: nothing of it is in the checkpoints", what)
+                _logger.warning(what)
 
     # Publishing, from beside the training or at its end.
 
@@ -256,7 +266,7 @@ class Saver:
         except BaseException as error:
             due.fail(error)
             raise
-        due.fail(failure or CheckpointError("the checkpoint that was asked for is not there"))
+        due.fail(failure or CheckpointError("it could not be saved; the warnings say why"))
         if failure is not None:
             raise failure
 
@@ -317,5 +327,5 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _copy(training: Trained, state: State) -> Contents:
-    return Contents.of(add_model(training, state))
+def _complete(training: Trained, packed: Packed) -> Contents:
+    return Contents.of(packed.copied() | Packed.of(take_model(training)))

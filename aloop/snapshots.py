@@ -8,21 +8,20 @@ from aloop.callbacks import Position
 from aloop.checkpoints.generators import global_states, load_global_states
 from aloop.checkpoints.published import State
 from aloop.log.base import TrainingLog
+from aloop.models import has_state, load_model_state, model_of, model_state
 from aloop.offload import run_in_worker
 from aloop.protocols import Algorithm, Stateful, Stream
 from aloop.states import (
     algorithm_state,
-    has_state,
+    is_stateful,
     load_algorithm_state,
-    load_model_state,
     load_state,
-    model_of,
-    model_state,
     state_keeper,
+    state_of,
 )
-from aloop.streams.cursor import Place, go_to
+from aloop.streams.cursor import Place, is_replayed
 
-__all__ = ["Trained", "add_model", "put_back", "stateless", "take"]
+__all__ = ["Trained", "put_back", "stateless", "take", "take_model"]
 
 _logger = logging.getLogger("aloop")
 
@@ -41,6 +40,8 @@ class Trained(Protocol):
     data_stream: Stream
     model: Any
     log: TrainingLog
+    epoch_iterator: Any
+    is_cut_off: bool
 
     @property
     def position(self) -> Position:
@@ -55,8 +56,8 @@ class Trained(Protocol):
         """Give its extensions, and those inside them."""
         ...
 
-    def go_to(self, position: Position, iterator: Any, to_skip: int) -> None:
-        """Be at a position, with the iterator of its epoch, of which batches may be left out."""
+    def go_to(self, position: Position, place: Mapping[str, Any], /) -> None:
+        """Be at a position, and go to its place in the stream."""
         ...
 
 
@@ -70,7 +71,7 @@ def take(training: Trained, *, global_rng: bool) -> State:
         "log": training.log.head(),
         "stream": training.place(),
         "extensions": {
-            name: extension.state_dict()
+            name: state_of(f"the extension {name!r}", extension)
             for name, extension in _by_name(training.extensions()).items()
         },
     }
@@ -79,13 +80,17 @@ def take(training: Trained, *, global_rng: bool) -> State:
     return state
 
 
-def add_model(training: Trained, state: State) -> State:
-    """Add to a state the algorithm's and the model's, and the rows of the log."""
+def take_model(training: Trained) -> State:
+    """Take the rest of the state: the algorithm's, the model's, and the rows of the log.
+
+    In the thread in which the steps are done.
+    """
     model = model_of(training.model, training.algorithm)
-    state["log"]["rows"] = training.log.columns()
-    state["algorithm"] = algorithm_state(training.algorithm, model)
-    state["model"] = model_state(model)
-    return state
+    return {
+        "rows": training.log.columns(),
+        "algorithm": algorithm_state(training.algorithm, model),
+        "model": model_state(model),
+    }
 
 
 def _by_name(extensions: Iterable[_Named]) -> dict[str, Stateful]:
@@ -101,15 +106,26 @@ def _by_name(extensions: Iterable[_Named]) -> dict[str, Stateful]:
 
 
 def stateless(training: Trained) -> list[tuple[object, str]]:
-    """Give what has no state that could be saved, with how messages call it."""
+    """Give what has no state that could be saved, with what is to be said of it."""
     algorithm, model = training.algorithm, model_of(training.model, training.algorithm)
+    left_out = "nothing of it is in the checkpoints"
     found: list[tuple[object, str]] = []
     if model is not None and not has_state(model):
-        found.append(
-            (model, f"the model {model!r:.80} has neither state_dict() nor get_parameter_values()")
-        )
+        what = f"the model {model!r:.80} has neither state_dict() nor get_parameter_values()"
+        found.append((model, f"{what}: {left_out}"))
     if state_keeper(algorithm) is None:
-        found.append((algorithm, f"the algorithm {algorithm!r:.200} has no state_dict()"))
+        found.append(
+            (algorithm, f"the algorithm {algorithm!r:.200} has no state_dict(): {left_out}")
+        )
+    stream = training.data_stream
+    if is_replayed(stream, training.epoch_iterator):
+        what = f"the data stream {stream!r:.200} has no state_dict()"
+        found.append((stream, f"{what}: who goes on fetches anew what was trained on"))
+    found += [
+        (each, f"the extension {each.name!r} has no load_state_dict(): {left_out}")
+        for each in training.extensions()
+        if hasattr(each, "state_dict") and not is_stateful(each)
+    ]
     return found
 
 
@@ -125,17 +141,14 @@ async def put_back(
 
     Raises `LogBehindError` or `CheckpointValueError`, naming what does not fit.
     """
-    recall = await training.log.recall(state["log"]) if log else None
+    recall = await training.log.recall(state["log"] | {"rows": state["rows"]}) if log else None
     model = model_of(training.model, training.algorithm)
     if state["model"] is not None or has_state(model):
         await run_in_worker(load_model_state, model, state["model"])
     if iteration_state:
-        position = Position.from_dict(state["position"])
         await run_in_worker(load_algorithm_state, training.algorithm, state["algorithm"])
         _load_extensions(training, state["extensions"])
-        in_epoch = position.stage.in_epoch
-        place = go_to(training.data_stream, state["stream"], position.batch, in_epoch=in_epoch)
-        training.go_to(position, *place)
+        training.go_to(Position.from_dict(state["position"]), state["stream"])
     if global_rng:
         _load_global(state)
     if recall is not None:

@@ -22,7 +22,7 @@ from aloop.protocols import Algorithm, Stateful, Stream
 from aloop.saving import Saver
 from aloop.stalls import blames
 from aloop.stopping import LeftBehind, StopRequest
-from aloop.streams.cursor import Place, place_in, refuse_short
+from aloop.streams.cursor import Place, beginning_of, enter, place_in, refuse_short
 from aloop.streams.fetch import END, Fetcher
 from aloop.turns import Turn
 
@@ -67,14 +67,19 @@ class Training:
         self.log = log
         self.quantities: Mapping[str, Any] = _NO_QUANTITIES
         """What the algorithm returned for the last batch."""
+        self.is_cut_off = False
+        """Whether the training ended in the middle of a batch or of the callbacks at a boundary."""
         self.profile = Profile()
         """Where the time went; filled in full when the setting `profile` is true."""
         self._stage = Stage.NOT_STARTED
         self._batch = 0
         self._is_open = False
+        self._is_refused = False  # because what it was to go on from could not be put back
         self._is_profiled = False
         self._resources = AsyncExitStack()
         self._fetcher = Fetcher()
+        self._stream_failure: BaseException | None = None
+        self._epoch_place: Place | None = None  # at the beginning of the epoch
         self._to_skip = 0  # batches of the epoch that were trained on before it was begun anew
         self._turn = Turn()
         self.saver = Saver(self)
@@ -101,7 +106,7 @@ class Training:
         self._is_profiled = is_profiled
         self._stop = stop
         self._background = background
-        self._is_open = False
+        self._is_open = self._is_refused = self.is_cut_off = False
         self._resources = AsyncExitStack()
         self.saver.begin(stop, background)
         self._resources.callback(self.saver.end)
@@ -117,16 +122,16 @@ class Training:
         return self._fetcher.place_ahead(self.epoch_iterator) or self._place_now()
 
     def _place_now(self) -> Place:
-        in_epoch = self._stage.in_epoch
-        return place_in(self.data_stream, self.epoch_iterator, in_epoch=in_epoch)
+        iterator = self.epoch_iterator if self._stage.in_epoch else None
+        return place_in(self.data_stream, iterator, self._batch, self._epoch_place)
 
-    def go_to(self, position: Position, iterator: Any, to_skip: int) -> None:
-        """Be at a position, with the iterator of its epoch, of which batches may be left out."""
-        if position.stage is not Stage.NOT_STARTED:
-            self._stage = position.stage
-        self._batch = position.batch
-        self.epoch_iterator = iterator
-        self._to_skip = to_skip
+    def go_to(self, position: Position, place: Mapping[str, Any]) -> None:
+        """Be at a position, and go to its place in the stream."""
+        stage, batch = position.stage, position.batch
+        entered = enter(self.data_stream, place, batch, in_epoch=stage.in_epoch)
+        self.epoch_iterator, self._to_skip, self._epoch_place = entered
+        self._stage = Stage.TRAINING_STARTED if stage is Stage.NOT_STARTED else stage
+        self._batch = batch
 
     # The parts of a run. They return what it failed with: see aloop.supervision.
 
@@ -148,6 +153,8 @@ class Training:
             _logger.debug("the training finishes: %s", finish)
             return None
         except BaseException as error:  # noqa: BLE001 - returned
+            # Unless it came from beside the training, or from the stream, between two batches.
+            self.is_cut_off = error is not self._stop.failure and error is not self._stream_failure
             return error
 
     async def drain(self, failure: BaseException | None) -> BaseException | None:
@@ -175,7 +182,9 @@ class Training:
         """Commit the last boundary and let go of what the run held."""
         try:
             async with self._resources:
-                if self._is_open:
+                if self._is_refused:
+                    self.log.forget_beginning()
+                elif self._is_open:
                     self._stop.record_ending(self.log)
                     self.log.commit(durable=True)
                 self.profile.stop()
@@ -205,17 +214,26 @@ class Training:
                 raise LeftBehind
             self._stage = Stage.TRAINING_STARTED
             self.status["training_started"] = True
-        goes_on = await self.saver.restore()
-        if self.status["iterations_done"]:
-            if not goes_on:
-                self.log.resume()
+        goes_on = await self._restore()
+        if self.status["iterations_done"] and not goes_on:
+            self.log.resume()
+        if self.status["iterations_done"] or goes_on:
             # Under the new id: the records of the run that ended stay its own.
             forget_last_ending(self.log)
+        if self.status["iterations_done"]:
             await self.dispatcher.call(CallbackName.ON_RESUMPTION)
         self._stop.record(self.log)
         self.log.commit()
         if self._stage.in_epoch and self._fetcher.has_lost_its_place(self.epoch_iterator):
             self._leave_epoch()
+
+    async def _restore(self) -> bool:
+        """Put back what is to be loaded, and give whether the log goes on from there."""
+        try:
+            return await self.saver.restore()
+        except BaseException:
+            self._is_refused = True
+            raise
 
     async def _run_epoch(self) -> None:
         if not self._stage.in_epoch:
@@ -227,6 +245,7 @@ class Training:
     @blames("the data stream {self.data_stream!r}")
     async def _begin_epoch(self) -> None:
         self.epoch_iterator = self.data_stream.get_epoch_iterator(as_dict=True)
+        self._epoch_place = beginning_of(self.data_stream)
         self._stage = Stage.EPOCH_STARTED
         self._batch = 0
         self.status["received_first_batch"] = False
@@ -323,6 +342,7 @@ class Training:
                     await self._heed()
 
     def _stream_failed(self, error: BaseException) -> None:
+        self._stream_failure = error
         error.add_note(
             f"raised by the data stream {self.data_stream!r} after batch {self._batch} of epoch "
             f"{self.status['epochs_done'] + 1}"

@@ -544,7 +544,7 @@ def test_what_cannot_be_removed_is_said_and_the_others_are_removed(
 
 
 def test_a_warning_of_the_library_is_a_line_of_errors(directory, monkeypatch, command) -> None:
-    def failing(path: Path) -> None:
+    def failing(path: Path, *, ignore_errors: bool = False) -> None:
         raise PermissionError(13, "Permission denied")
 
     (directory / ".tmp-ckpt-000000001-00000000").mkdir()

@@ -106,6 +106,7 @@ def test_the_sqlite3_shell_shows_the_records(trained) -> None:
     assert shell.stdout == "900\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_once_finishes_the_epoch(tmp_path: Path) -> None:
     out, err = interrupted(tmp_path, 1)
     assert "SIGINT: stopping after this epoch" in err

@@ -33,6 +33,7 @@ FLOORS = {
     "aloop.log.rows": 2,
     "aloop.log.series": 2,
     "aloop.log.values": 2,
+    "aloop.models": 2,
     "aloop.offload": 2,
     "aloop.profile": 2,
     "aloop.signals": 2,

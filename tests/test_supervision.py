@@ -541,7 +541,7 @@ class TestQuietStreams:
             event_loop.close()
         asyncio.run(main())
         assert seen == [1, 2]
-        assert "was cut off in its wait for a batch" in caplog.text
+        assert "was cut off when the event loop of the last run ended" in caplog.text
 
     async def test_an_iterator_that_is_no_generator_goes_on_where_it_was(self) -> None:
         class Numbers:

@@ -9,6 +9,7 @@ from aloop.algorithms.base import Quantities, TrainingAlgorithm, Where, check_wh
 from aloop.algorithms.parameters import Array, check_like
 from aloop.algorithms.step_rules import Scale, StepRule
 from aloop.checkpoints.generators import check_generators
+from aloop.errors import ParameterError
 from aloop.offload import run_in_worker
 from aloop.protocols import Batch
 
@@ -69,8 +70,14 @@ class GradientDescent(TrainingAlgorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """Give what the step rule remembers. The parameters are the model's to give."""
-        return {"step_rule": self.step_rule.state_dict()}
+        rule = self.step_rule
+        return {"rule": type(rule).__name__, "step_rule": rule.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back what `state_dict` gave; `ParameterError` if it was another rule that gave it."""
+        if state["rule"] != type(self.step_rule).__name__:
+            raise ParameterError(
+                f"the step rule is {type(self.step_rule).__name__}, but the state is of "
+                f"{state['rule']}; expected the rule that it was; make it as it was"
+            )
         self.step_rule.load_state_dict(state["step_rule"])

@@ -51,7 +51,7 @@ class CheckpointDirectory:
         Removes what others left unfinished. Raises `CheckpointError` when nothing can be written
         there, `CheckpointInUseError` while another run has it.
         """
-        if self._lock.is_mine and self.path.is_dir():
+        if self._lock.is_in_place:
             return
         self._lock.abandon()  # the directory is another one than it was
         try:

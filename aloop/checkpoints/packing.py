@@ -16,12 +16,15 @@ import numpy.typing as npt
 
 from aloop.errors import CheckpointValueError
 
-__all__ = ["Array", "pack", "unpack"]
+__all__ = ["Array", "as_mapping", "pack", "unpack"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 MAX_DEPTH: Final = 64
 """How deep a state may be nested; more would depend on Python's stack."""
+
+MAX_BITS: Final = 10_000
+"""How many bits a whole number has at the most; Python refuses to write out much larger ones."""
 
 _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 _TAGS: Final = frozenset({"$array", "$scalar", "$tuple", "$dict"})
@@ -35,29 +38,35 @@ _OPAQUE: Final = "OV"  # kinds of dtypes: Python objects, and bytes that only an
 _RESERVED: Final = "__metadata__"  # by safetensors
 
 
-def pack(what: str, state: Any, under: str = "") -> tuple[Any, dict[str, Array]]:
-    """Cut a state into what JSON can hold and the arrays, which are copied.
+def pack(
+    what: str, state: Any, under: str = "", *, copies: bool = True
+) -> tuple[Any, dict[str, Array]]:
+    """Cut a state into what JSON can hold and the arrays.
 
     Parameters:
         what: how messages call what the state is of.
         state: the state.
         under: what the names of the arrays begin with.
+        copies: whether the arrays are copied, or are those of the state for now.
 
     Raises `CheckpointValueError`, naming the place and the type, for a value that no checkpoint
     can hold.
     """
-    packer = _Packer(what)
+    packer = _Packer(what, copies=copies)
     return packer.pack(state, (), under), packer.arrays
 
 
 class _Packer:
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, copies: bool) -> None:
         self._what = what
+        self._copies = copies
         self.arrays: dict[str, Array] = {}
 
     def pack(self, value: Any, place: tuple[object, ...], name: str) -> Any:
         kind = cast("type[object]", type(value))
         if kind in _PLAIN:
+            if _is_huge(value):
+                raise self._refusal(place, kind, f"whole numbers of at most {MAX_BITS} bits")
             return value
         if len(place) > MAX_DEPTH:
             raise self._refusal(place, value, f"nested no more than {MAX_DEPTH} deep")
@@ -79,7 +88,7 @@ class _Packer:
                             "dictionaries and numpy arrays of those")  # fmt: skip
 
     def _pack_items(self, items: Any, place: tuple[object, ...], name: str) -> list[Any]:
-        if all(type(item) in _PLAIN for item in items):
+        if all(type(item) in _PLAIN for item in items) and not any(map(_is_huge, items)):
             return list(items)
         return [
             self.pack(item, (*place, number), _joined(name, number))
@@ -94,8 +103,8 @@ class _Packer:
             )
             for key, item in value.items()
         ]
-        if all(type(key) is str for key, _ in packed) and not _looks_like_tag(value):
-            return dict(packed)
+        if all(type(key) is str for key, _ in packed):
+            return as_mapping(dict(packed))
         return {"$dict": [[key, item] for key, item in packed]}
 
     def _pack_key(self, key: Any, place: tuple[object, ...]) -> Any:
@@ -114,7 +123,7 @@ class _Packer:
             raise self._refusal(place, array, "arrays of numbers, booleans, text or times")
         name = self._free_name(name)
         # In C's order, for safetensors goes by the address; and a copy, for the training goes on.
-        copied = np.array(array, order="C", copy=True, subok=False)
+        copied = np.array(array, order="C", copy=True if self._copies else None, subok=False)
         if dtype.name in _NATIVE and dtype.isnative:
             self.arrays[name] = copied
             return {"$array": name}
@@ -146,6 +155,17 @@ def _joined(name: str, key: object) -> str:
     # A name is text that JSON and safetensors can hold, whatever the key is.
     part = str(key).encode(errors="backslashreplace").decode()
     return f"{name}/{part}" if name else part
+
+
+def _is_huge(value: Any) -> bool:
+    return type(value) is int and value.bit_length() > MAX_BITS
+
+
+def as_mapping(packed: dict[str, Any]) -> dict[str, Any]:
+    """Give a dictionary of packed values in a form that is not taken for a tag."""
+    if _looks_like_tag(packed):
+        return {"$dict": [[key, value] for key, value in packed.items()]}
+    return packed
 
 
 def _looks_like_tag(value: Mapping[Any, Any]) -> bool:

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from aloop.callbacks import Position
-from aloop.checkpoints.packing import Array, pack, unpack
+from aloop.checkpoints.packing import Array, as_mapping, pack, unpack
 from aloop.disk import sync_directory
 from aloop.errors import CheckpointError, CheckpointVersionError
 
-__all__ = ["FILES", "MANIFEST", "Contents", "SavedCheckpoint", "State"]
+__all__ = ["FILES", "MANIFEST", "Contents", "Packed", "SavedCheckpoint", "State"]
 
 VERSION: Final = 1
 """The version of the format that is written, and the only one that is read."""
@@ -49,6 +49,56 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A state, or a part of one, cut into what JSON can hold and the arrays."""
+
+    skeleton: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+    model: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, state: State, *, copies: bool = True) -> Self:
+        """Cut up a state.
+
+        Raises `CheckpointValueError`, naming what has it and where, for a value that no checkpoint
+        can hold.
+        """
+        skeleton: dict[str, Any] = {}
+        arrays: dict[str, Array] = {}
+        model: dict[str, Array] = {}
+        for part, value in state.items():
+            if part == "model":
+                skeleton[part], model = pack("the model", value, copies=copies)
+            elif part == "extensions":
+                packed: dict[str, Any] = {}
+                for name, own in value.items():
+                    what, under = f"the extension {name!r}", f"{part}/{name}"
+                    packed[name], more = pack(what, own, under, copies=copies)
+                    arrays |= more
+                skeleton[part] = as_mapping(packed)
+            else:
+                what = f"the {part.replace('_', ' ')}"
+                skeleton[part], more = pack(what, value, part, copies=copies)
+                arrays |= more
+        return cls(skeleton, arrays, model)
+
+    def copied(self) -> "Packed":
+        """Give the same with arrays of its own."""
+        return Packed(
+            self.skeleton,
+            {name: array.copy() for name, array in self.arrays.items()},
+            {name: array.copy() for name, array in self.model.items()},
+        )
+
+    def __or__(self, other: "Packed") -> "Packed":
+        return Packed(
+            {**self.skeleton, **other.skeleton},
+            {**self.arrays, **other.arrays},
+            {**self.model, **other.model},
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """What is to become a checkpoint: the copied state of a training at one commit point."""
 
@@ -62,36 +112,17 @@ class Contents:
     model: Mapping[str, Array]
 
     @classmethod
-    def of(cls, state: State) -> Self:
-        """Copy a state, which may change as soon as this is done.
-
-        Raises `CheckpointValueError`, naming what has it and where, for a value that cannot be
-        kept.
-        """
-        skeleton: dict[str, Any] = {}
-        arrays: dict[str, Array] = {}
-        model: dict[str, Array] = {}
-        for part, value in state.items():
-            if part == "model":
-                skeleton[part], model = pack("the model", value)
-            elif part == "extensions":
-                skeleton[part] = {}
-                for name, own in value.items():
-                    packed, more = pack(f"the extension {name!r}", own, f"{part}/{name}")
-                    skeleton[part][name] = packed
-                    arrays |= more
-            else:
-                skeleton[part], more = pack(f"the {part.replace('_', ' ')}", value, part)
-                arrays |= more
-        log = state["log"]
+    def of(cls, packed: Packed) -> Self:
+        """Give the contents that are made of a whole state; KeyError if it is none."""
+        log = packed.skeleton["log"]
         return cls(
-            position=Position.from_dict(state["position"]),
+            position=Position.from_dict(packed.skeleton["position"]),
             run=log["run"],
             sequence=log["sequence"],
             is_whole=True,
-            skeleton=skeleton,
-            arrays=arrays,
-            model=model,
+            skeleton=packed.skeleton,
+            arrays=packed.arrays,
+            model=packed.model,
         )
 
     def parameters_only(self) -> "Contents":

@@ -44,8 +44,8 @@ class LoadWish:
     """Whether the log goes on from there."""
     global_rng: bool = False
     """Whether the generators that the modules `random` and ``numpy.random`` share do."""
-    may_be_missing: bool = False
-    """Whether there being none is as expected as not."""
+    is_own: bool = False
+    """Whether these are the checkpoints of the very training that goes on."""
 
     @property
     def is_resumption(self) -> bool:

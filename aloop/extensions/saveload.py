@@ -4,11 +4,11 @@ They only ask: the loop saves at the end of the boundary, when all extensions ha
 when `before_training` and `initialize` are done (see `aloop.saving`).
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Final, Self, Unpack
 
 from aloop.callbacks import CallbackName
 from aloop.checkpoints.directory import as_directory
@@ -16,6 +16,7 @@ from aloop.checkpoints.wishes import LoadWish, SaveWish
 from aloop.errors import ArgumentError
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.limits import LimitOptions
+from aloop.extensions.predicates import Predicate
 from aloop.extensions.simple import Options, SimpleExtension
 
 __all__ = ["Checkpoint", "Load"]
@@ -81,6 +82,17 @@ class Checkpoint(SimpleExtension):
         by_default: Options = {"after_training": True, "on_interrupt": True}
         super().__init__(name, **(by_default | options))
 
+    def add_condition(
+        self,
+        callbacks_names: Sequence[str],
+        predicate: Predicate | None = None,
+        arguments: Iterable[Any] | None = None,
+    ) -> Self:
+        """Add a condition; its argument, if there is one, is the path of another directory."""
+        if arguments is not None and not isinstance(arguments, str):
+            arguments = [_destination(tuple(arguments))]
+        return super().add_condition(callbacks_names, predicate, arguments)
+
     async def before_training(self) -> None:
         """Make sure that it can save, and have the newest checkpoint loaded."""
         await self._prepare()
@@ -91,7 +103,7 @@ class Checkpoint(SimpleExtension):
                 iteration_state=True,
                 log=True,
                 global_rng=self.global_rng,
-                may_be_missing=True,
+                is_own=True,
             )
             self.main_loop.checkpoints.load(wish)
 
@@ -101,7 +113,7 @@ class Checkpoint(SimpleExtension):
 
     async def _prepare(self) -> None:
         checkpoints = self.main_loop.checkpoints
-        await checkpoints.prepare(self._wish(self.path, self.keep), is_main=self.save_main_loop)
+        await checkpoints.prepare(self._wish(self.path, self.keep), is_main=True)
         for path in self._further_destinations():
             await checkpoints.prepare(self._wish(path, 1), is_main=False)
 
@@ -109,12 +121,12 @@ class Checkpoint(SimpleExtension):
         for conditions in self._conditions.values():
             for condition in conditions:
                 if condition.arguments:
-                    yield _destination(condition.arguments)
+                    yield condition.arguments[0]
 
     async def do(self, which_callback: str, *args: Any) -> None:
         """Ask for a checkpoint at the end of this boundary."""
         given = args[1:] if which_callback in _WITH_ARGUMENT else args
-        path, keep = (_destination(given), 1) if given else (self.path, self.keep)
+        path, keep = (given[0], 1) if given else (self.path, self.keep)
         is_last = which_callback in _OF_THE_END
         self.main_loop.checkpoints.save(self._wish(path, keep, is_last=is_last))
 

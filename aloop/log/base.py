@@ -182,6 +182,9 @@ class TrainingLog:
         put_rows(self._rows, state["rows"] or {})
         put_back_row(self.current_row, state["row"])
 
+    def forget_beginning(self) -> None:
+        """Leave no trace of a run that was refused when it started."""
+
     def _run_start(self, resumed_from: str | None, forked_at: int | None) -> Change:
         start = RunStart(
             run=self.h_uuid,

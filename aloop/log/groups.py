@@ -1,9 +1,20 @@
 """What a log hands over to be written, and what it hears of it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Group", "Source", "Writer"]
+from aloop.errors import JournalError
+
+__all__ = ["Group", "Source", "Writer", "not_written"]
+
+
+def not_written(database: str | Path, failure: Exception) -> JournalError:
+    """Give the error for a log that could not be written."""
+    return JournalError(
+        f"the log {database} could not be written: {failure}; its records are in memory; when the "
+        "file can be written again, await log.flush()"
+    )
 
 
 @dataclass(slots=True)

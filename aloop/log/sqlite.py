@@ -15,7 +15,7 @@ from aloop.forks import tell_after_fork
 from aloop.log.base import TrainingLog
 from aloop.log.carried import put_on_top
 from aloop.log.files import as_path, refuse_missing
-from aloop.log.groups import Group, Writer
+from aloop.log.groups import Group, Writer, not_written
 from aloop.log.journal import MEMORY, Journal
 from aloop.log.loop_lock import LoopLock
 from aloop.log.readers import Readers
@@ -189,7 +189,7 @@ class SQLiteLog(TrainingLog):
         if journal.backlog.is_full:
             await journal.make_room(self)
             if self._failure is not None:
-                raise self._journal_error() from self._failure
+                raise not_written(self.database, self._failure) from self._failure
 
     def _count(self, journal: Journal) -> None:
         """Tell the journal how much is to be written; what failed does not hold up others."""
@@ -205,13 +205,7 @@ class SQLiteLog(TrainingLog):
             self._mark()
         await journal.write(self)
         if self._failure is not None:
-            raise self._journal_error() from self._failure
-
-    def _journal_error(self) -> JournalError:
-        return JournalError(
-            f"the log {self.database} could not be written: {self._failure}; its records are in "
-            "memory; when the file can be written again, await log.flush()"
-        )
+            raise not_written(self.database, self._failure) from self._failure
 
     def _live_journal(self) -> Journal | None:
         """Give the journal, unless there is none or it ended with its task or its event loop."""
@@ -249,7 +243,7 @@ class SQLiteLog(TrainingLog):
 
     def _tell_journal(self, *, durable: bool) -> None:
         if self._failure is not None:
-            raise self._journal_error() from self._failure
+            raise not_written(self.database, self._failure) from self._failure
         journal = self._live_journal()
         if journal is not None:
             journal.notify(self, durable=durable)
@@ -287,6 +281,12 @@ class SQLiteLog(TrainingLog):
         self._unwritten.drop()
         self._started, self._unread = True, False
         self._rows.look_in(history)
+
+    def forget_beginning(self) -> None:
+        """Leave no trace of a run that was refused when it started, and is not in the file."""
+        if self._writer.run_id is None and self.database != MEMORY:
+            self._unwritten.drop()
+            self._started = False
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[None]:

@@ -1,19 +1,30 @@
 """The place in a stream that was consumed, and the way back to it.
 
-A stream that has `state_dict` tells its place; or its iterator does. Of any other the place is
-known as a number of batches: the epoch is begun anew, and so many are left out. A list or a tuple
-is entered right there.
+A stream that has `state_dict` tells its place, or its epoch; after `load_state_dict` its next
+epoch iterator is the rest of that epoch. Its iterator may tell the place in the epoch. Where
+neither does, the place is known as a number of batches: the epoch is begun anew, and so many are
+left out. A list or a tuple is entered right there.
 """
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from operator import length_hint
 from typing import Any, Final, Literal, TypeAlias
 
+from aloop.checkpoints.packing import pack
 from aloop.errors import CheckpointValueError, StreamError
 from aloop.protocols import Stateful, Stream
 
-__all__ = ["OnResume", "Place", "go_to", "place_in", "refuse_short"]
+__all__ = [
+    "OnResume",
+    "Place",
+    "beginning_of",
+    "enter",
+    "is_replayed",
+    "place_in",
+    "refuse_short",
+]
 
 OnResume: TypeAlias = Literal["replay", "live"]
 """What a stream without a state does when a training goes on in the middle of an epoch: it is
@@ -26,24 +37,45 @@ _SEQUENCE_ITERATORS: Final = (type(iter([])), type(iter(())), type(iter(range(0)
 _logger = logging.getLogger("aloop")
 
 
-def place_in(stream: Stream, iterator: Any, *, in_epoch: bool) -> Place:
+def beginning_of(stream: Stream) -> Place | None:
+    """Give a copy of the state of a stream whose epoch begins, None where it has none."""
+    return deepcopy(stream.state_dict()) if isinstance(stream, Stateful) else None
+
+
+def place_in(stream: Stream, iterator: Any, batches: int, beginning: Place | None) -> Place:
     """Give the place in a stream that was consumed.
 
     Parameters:
         stream: the stream.
-        iterator: of the epoch that is under way, None before the first.
-        in_epoch: whether one is under way.
+        iterator: of the epoch that is under way, None between two.
+        batches: how many of it were consumed.
+        beginning: the state that the stream had at the epoch's beginning, where that is known.
     """
+    place: Place = {}
     if isinstance(stream, Stateful):
-        return {"of": "stream", "state": stream.state_dict()}
-    if in_epoch and isinstance(iterator, Stateful):
-        return {"of": "iterator", "state": iterator.state_dict()}
-    return {"of": "nothing"}
+        place["stream"] = stream.state_dict()
+    if isinstance(iterator, Stateful):
+        place["iterator"] = iterator.state_dict()
+    # A state that is the same after some batches tells of the epoch, and not of the place in it.
+    place["is_counted"] = "iterator" not in place and (
+        "stream" not in place
+        or (batches > 0 and beginning is not None and _same(place["stream"], beginning))
+    )
+    return place
 
 
-def go_to(
+def _same(state: Any, other: Any) -> bool:
+    (skeleton, arrays), (skeleton2, arrays2) = pack("", state), pack("", other)
+    return (
+        skeleton == skeleton2
+        and arrays.keys() == arrays2.keys()
+        and all(arrays[name].tobytes() == arrays2[name].tobytes() for name in arrays)
+    )
+
+
+def enter(
     stream: Stream, place: Mapping[str, Any], batches: int, *, in_epoch: bool
-) -> tuple[Any, int]:
+) -> tuple[Any, int, Place | None]:
     """Go to a place in a stream.
 
     Parameters:
@@ -52,46 +84,62 @@ def go_to(
         batches: how many of the epoch were consumed.
         in_epoch: whether the epoch is under way.
 
-    Gives the iterator of the epoch, None between two, and how many of its batches are yet to be
-    left out. Raises `CheckpointValueError` when the stream is another kind of stream.
+    Gives the iterator of the epoch, None between two; how many of its batches are yet to be left
+    out; and, where the stream's state tells of the epoch alone, that. Raises
+    `CheckpointValueError` when the stream is another kind of stream, `StreamError` when its epoch
+    is known to be too short.
     """
     is_stateful = isinstance(stream, Stateful)
-    if is_stateful != (place["of"] == "stream"):
+    if is_stateful != ("stream" in place):
         raise CheckpointValueError(
             f"the data stream {stream!r:.80} has {'a' if is_stateful else 'no'} state_dict(), but "
             f"the checkpoint {'has no' if is_stateful else 'has a'} state of the stream; expected "
             "the stream that it was saved with; make it as it was"
         )
     if isinstance(stream, Stateful):
-        stream.load_state_dict(place["state"])
+        stream.load_state_dict(place["stream"])
     if not in_epoch:
-        return None, 0
+        return None, 0, None
     iterator = stream.get_epoch_iterator(as_dict=True)
-    if is_stateful:
-        return iterator, 0
-    if place["of"] == "iterator":
+    if "iterator" in place:
         if not isinstance(iterator, Stateful):
             raise CheckpointValueError(
                 f"the iterator {iterator!r:.80} has no load_state_dict(), but the checkpoint has "
                 "its state; expected the stream that it was saved with; make it as it was"
             )
-        iterator.load_state_dict(place["state"])
-        return iterator, 0
+        iterator.load_state_dict(place["iterator"])
+    if not place["is_counted"]:
+        return iterator, 0, None
+    return iterator, _leave_out(stream, iterator, batches), place.get("stream")
+
+
+def _leave_out(stream: Stream, iterator: Any, batches: int) -> int:
+    """Leave out batches of an epoch that has just begun, and give how many are yet to be."""
     if type(iterator) in _SEQUENCE_ITERATORS:
         refuse_short(stream, length_hint(iterator), batches)
         iterator.__setstate__(batches)  # which pickle uses, and copy
-        return iterator, 0
+        return 0
     if getattr(stream, "on_resume", "replay") == "live":
-        return iterator, 0
+        return 0
     if batches:
         _logger.warning(
-            "the data stream %.80r has no state_dict(): its epoch is begun anew, and %d batches "
-            "are fetched and left out; where they are not the same again, say "
+            "the data stream %.80r cannot tell its place in an epoch: this one is begun anew, and "
+            "%d batches are fetched and left out; where they are not the same again, say "
             "as_stream(…, on_resume='live')",
             stream,
             batches,
         )
-    return iterator, batches
+    return batches
+
+
+def is_replayed(stream: Stream, iterator: Any) -> bool:
+    """Say whether a training that goes on has to fetch anew what it was trained on."""
+    return not (
+        isinstance(stream, Stateful)
+        or isinstance(iterator, Stateful)
+        or type(iterator) in _SEQUENCE_ITERATORS
+        or getattr(stream, "on_resume", "replay") == "live"
+    )
 
 
 def refuse_short(stream: Stream, found: int, batches: int) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from inspect import isasyncgen
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ class _Reader:
             self._outcome = None
         if self._outcome is None:
             if tell_place is not None:  # the iterator has not moved yet
-                self.place = tell_place()
+                self.place = deepcopy(tell_place())  # which may be what the iterator goes by
             self._outcome = loop.create_future()
             if self._wanted is not None:
                 self._wanted.set_result(None)
@@ -70,6 +71,14 @@ class _Reader:
     def is_ahead(self) -> bool:
         """True while a batch is on its way, or there, that nobody has taken."""
         return self._outcome is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """True when what is there, and nobody has taken, is the end."""
+        outcome = self._outcome
+        if outcome is None or not outcome.done() or outcome.cancelled():
+            return False
+        return outcome.exception() is not None or outcome.result() is END
 
     @property
     def is_lost(self) -> bool:
@@ -165,6 +174,7 @@ class Fetcher:
         reader = self._reader
 
         async def wait() -> Batch:
+            self.has_news = False
             outcome = reader.ask(tell_place)
             await stop.wait_with(outcome)
             if outcome.cancelled():
@@ -189,12 +199,13 @@ class Fetcher:
     def has_lost_its_place(self, iterator: Any) -> bool:
         """Say whether this is a generator that was cut off, with the event loop of its run."""
         reader = self._reader
-        is_lost = reader is not None and reader.iterator is iterator and reader.is_lost
-        if not (is_lost and isasyncgen(iterator)):
+        if not isasyncgen(iterator) or reader is None or reader.iterator is not iterator:
+            return False
+        was_closed = iterator.ag_frame is None and not reader.has_ended
+        if not (reader.is_lost or was_closed):
             return False
         _logger.warning(
-            "%r was cut off in its wait for a batch when the event loop of the last run ended; a "
-            "new epoch begins",
+            "%r was cut off when the event loop of the last run ended; a new epoch begins",
             iterator,
         )
         return True

@@ -239,7 +239,10 @@ def test_going_on_in_a_fresh_algorithm_equals_never_stopping(make_rule, stop):
 
 def test_the_state_is_that_of_the_rule_and_not_the_parameters():
     algorithm = GradientDescent(make_parameters(), least_squares, Adam())
-    assert algorithm.state_dict() == {"step_rule": {"time": 0, "mean": {}, "square": {}}}
+    assert algorithm.state_dict() == {
+        "rule": "Adam",
+        "step_rule": {"time": 0, "mean": {}, "square": {}},
+    }
 
 
 def test_gradient_descent_is_stateful_by_the_protocol():

@@ -105,6 +105,7 @@ def test_the_test_of_the_page_passes(plugin: str, tmp_path) -> None:
     assert last_row(log_file(tmp_path))["iterations_done"] == 30
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_for_too_long_is_a_timeout_error_of_its_test(
     plugin: str, tmp_path
 ) -> None:

@@ -28,7 +28,11 @@ def connection_threads():
     return [thread for thread in found if thread.is_alive()]
 
 
-@pytest.mark.parametrize("in_session", [False, True], ids=["outside a run", "in a session"])
+@pytest.mark.parametrize(
+    "in_session",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["outside a run", "in a session"],
+)
 async def test_2000_flushes_of_which_many_are_cancelled_lose_and_split_nothing(
     database, in_session
 ):

@@ -83,6 +83,7 @@ def test_what_was_flushed_before_each_of_200_kills_is_in_the_file(server, tmp_pa
     kill_writers(server, tmp_path, 200)
 
 
+@pytest.mark.slow
 def test_what_was_flushed_before_kills_during_checkpoints_is_in_the_file(server, tmp_path):
     for seed in range(SEED, SEED + 10):
         database = tmp_path / f"{seed}.sqlite"

@@ -17,6 +17,7 @@ from aloop import (
     Load,
     MainLoop,
     ParameterDict,
+    Scale,
     SequentialScheme,
     ShuffledScheme,
     SQLiteLog,
@@ -29,6 +30,7 @@ from aloop.checkpoints import CheckpointDirectory, SavedCheckpoint
 from aloop.checkpoints.published import FILES, MANIFEST, _digest_of
 from aloop.errors import (
     CheckpointError,
+    CheckpointInUseError,
     CheckpointValueError,
     CheckpointVersionError,
     LogBehindError,
@@ -458,3 +460,115 @@ async def test_loop_without_a_model_is_told(tmp_path) -> None:
     )  # fmt: skip
     with pytest.raises(CheckpointValueError, match="has the state of a model, but the loop's is"):
         await loop.run()
+
+
+def model_loop(directory, model, finish=1, **options) -> MainLoop:
+    async def step(batch) -> None:
+        pass
+
+    return MainLoop(
+        step, [1, 2, 3], model, TrainingLog(), signals="off",
+        extensions=[
+            Checkpoint(directory, resume=True, **options), FinishAfter(after_n_batches=finish)
+        ],
+    )  # fmt: skip
+
+
+async def test_nested_arrays_are_put_back_in_place(tmp_path) -> None:
+    await model_loop(tmp_path, {"l": {"w": np.ones(2)}, "m": [np.full(1, 3.0), 7]}).run()
+    model = {"l": {"w": np.zeros(2)}, "m": [np.zeros(1), 0]}
+    layer, arrays = model["l"], model["m"]
+    held = layer["w"], arrays[0]
+    await model_loop(tmp_path, model, 2).run()
+    assert [array.tolist() for array in held] == [[1, 1], [3]]
+    assert (layer is model["l"], arrays[1]) == (True, 7)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"l": {"w": np.zeros(4)}}, r"parameter 'l/w' of the model has shape \(4,\), but \(2,\)"),
+        ({"l": {"w": np.zeros(2, int)}}, "'l/w' of the model has dtype int64, but float64"),
+        ({"l": {"v": np.zeros(2)}}, "'l' in the model has v, but the checkpoint has w"),
+        ({"k": {"w": np.zeros(2)}}, "the model has k, but the checkpoint has l"),
+    ],
+)
+async def test_nested_model_that_is_another_is_named(tmp_path, other, what) -> None:
+    await model_loop(tmp_path, {"l": {"w": np.ones(2)}}).run()
+    with pytest.raises(CheckpointValueError, match=what):
+        await model_loop(tmp_path, other).run()
+
+
+async def test_another_precision_is_said(tmp_path, caplog) -> None:
+    await model_loop(tmp_path, {"w": np.full(2, 0.1)}).run()
+    model = {"w": np.zeros(2, np.float32)}
+    await model_loop(tmp_path, model).run()
+    assert model["w"].tolist() == np.float32([0.1, 0.1]).tolist()
+    assert "'w' of the model has dtype float32, but float64 in the checkpoint" in caplog.text
+
+
+async def test_another_step_rule_is_named(tmp_path) -> None:
+    await saved(tmp_path)
+    loop = make_loop(tmp_path)
+    loop.algorithm.step_rule = Scale(0.1)
+    with pytest.raises(ParameterError, match="step rule is Scale, but the state is of Adam"):
+        await loop.run()
+
+
+async def test_run_that_was_refused_is_not_in_the_file(tmp_path) -> None:
+    await saved(tmp_path)
+    (tmp_path / "log.sqlite").unlink()
+    loop = make_loop(tmp_path)
+    for _ in range(2):
+        with pytest.raises(LogBehindError):
+            await loop.run()
+    assert query(tmp_path / "log.sqlite", "SELECT * FROM runs") == []
+    shutil.rmtree(tmp_path / "checkpoints")
+    await loop.run()
+    assert query(tmp_path / "log.sqlite", "SELECT run FROM runs") == [(loop.log.h_uuid,)]
+    assert len(loop.log) > BATCHES
+
+
+async def test_directory_that_was_removed_in_the_run_is_made_and_locked_again(tmp_path) -> None:
+    class Removes(TrainingExtension):
+        async def before_batch(self, batch) -> None:
+            if self.main_loop.status["iterations_done"] == 1:
+                shutil.rmtree(tmp_path)
+                tmp_path.mkdir()
+
+        async def after_training(self) -> None:
+            with pytest.raises(CheckpointInUseError):
+                await model_loop(tmp_path, {"w": np.ones(1)}).run()
+
+    loop = model_loop(tmp_path, {"w": np.ones(1)}, 3, after_n_batches=2)
+    loop.extensions.insert(0, Removes())
+    await loop.run()
+    assert [path.name[:14] for path in sorted(tmp_path.iterdir())] == [
+        "ckpt-000000002", "ckpt-000000003"
+    ]  # fmt: skip
+
+
+async def test_destination_of_a_condition_is_where_it_was_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Checkpoint("all").add_condition(["after_training"], None, ["best"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loop = model_loop(tmp_path / "unused", {"w": np.ones(1)})
+    loop.extensions[0] = checkpoint
+    await loop.run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "best", "elsewhere"]
+
+
+@pytest.mark.parametrize("state", [None, {}, {"model": 1}, "text", 3])
+def test_state_that_is_none_is_refused_at_once(tmp_path, state) -> None:
+    with pytest.raises(CheckpointValueError, match="is not that of a training"):
+        model_loop(tmp_path, None).load_state_dict(state)
+
+
+async def test_state_that_went_through_json_is_refused_at_once(tmp_path) -> None:
+    loop = model_loop(tmp_path, {"w": np.ones(1)})
+    await loop.run()
+    state = json.loads(json.dumps(loop.state_dict(), default=lambda array: array.tolist()))
+    state["position"]["stage"] = "no such"
+    with pytest.raises(CheckpointValueError, match="'no such' is not a valid Stage"):
+        loop.load_state_dict(state)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from resume_tools import BATCHES, EPOCHS, make_loop
 
+from aloop import MainLoop
 from aloop.callbacks import Position, Stage
 from aloop.checkpoints import SavedCheckpoint
 
@@ -18,11 +19,10 @@ def test_what_is_in_it() -> None:
     assert checkpoint.position == Position(1, 10, 3, Stage.BATCH_DONE)
     assert (checkpoint.number, checkpoint.is_whole) == (1, True)
     state = checkpoint.read()
-    assert set(state) == {"position", "log", "stream", "extensions", "algorithm", "model"}
+    assert set(state) == {*MainLoop(print, [1]).state_dict()}
     assert state["model"]["w"].tolist() == WEIGHTS
     assert state["stream"] == {
-        "of": "stream",
-        "state": {
+        "stream": {
             "epoch": 1,
             "batch": 3,
             "scheme": "ShuffledScheme",
@@ -31,13 +31,14 @@ def test_what_is_in_it() -> None:
             "indices_crc32": 1691407018,
             "seed": 1,
         },
+        "is_counted": False,
     }
     assert state["algorithm"]["state"]["step_rule"]["time"] == 10
     assert state["algorithm"]["generators"]["dropout"]["bit_generator"] == "PCG64"
     assert state["extensions"]["Losses"]["seen"].dtype == np.float64
     assert state["extensions"]["TrainingDataMonitoring#2"]["weight"] == 16
     assert state["log"]["status"]["_epoch_ends"] == [7]
-    assert state["log"]["rows"]["cost"]["times"].tolist() == list(range(1, 11))
+    assert state["rows"]["cost"]["times"].tolist() == list(range(1, 11))
 
 
 async def test_training_goes_on_from_it(tmp_path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from aloop.checkpoints.packing import MAX_DEPTH, pack, unpack
-from aloop.checkpoints.published import Contents, SavedCheckpoint
+from aloop.checkpoints.published import Contents, Packed, SavedCheckpoint
 from aloop.errors import CheckpointValueError
 
 ARRAYS = {
@@ -149,6 +149,7 @@ def test_relative_of_a_plain_value_comes_back_plain(state, plain) -> None:
         range(3),
         {b"key": 1},
         {frozenset(): 1},
+        10**4000,
     ],
     ids=repr,
 )
@@ -193,16 +194,18 @@ states = st.recursive(
 
 
 def contents_of(state) -> Contents:
+    position = {"epochs_done": 0, "iterations_done": 1, "batch": 1, "stage": "batch_done"}
+    log = {"run": "0" * 32, "sequence": 3}
     return Contents.of(
-        {
-            "position": {
-                "epochs_done": 0, "iterations_done": 1, "batch": 1, "stage": "batch_done"
-            },
-            "log": {"run": "0" * 32, "sequence": 3, "rows": None},
-            "extensions": {"it": state},
-            "model": {"state": state},
-        }
-    )  # fmt: skip
+        Packed.of(
+            {
+                "position": position,
+                "log": log,
+                "extensions": {"it": state},
+                "model": {"state": state},
+            }
+        )
+    )
 
 
 @given(states)
@@ -219,3 +222,19 @@ def test_state_is_copied_when_it_is_packed() -> None:
     contents = contents_of({"a": array})
     array[...] = 1
     assert contents.state()["model"]["state"]["a"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["$array", "$dict", "$tuple", "$scalar", "../x", ""])
+def test_extension_may_be_called_anything(tmp_path, name) -> None:
+    contents = Contents.of(
+        Packed.of(
+            {
+                "position": contents_of(1).position.to_dict(),
+                "log": {"run": "0" * 32, "sequence": 3},
+                "extensions": {name: {"a": np.ones(2)}},
+                "model": None,
+            }
+        )
+    )
+    contents.write(tmp_path, 1)
+    assert same(SavedCheckpoint.at(tmp_path).read()["extensions"], {name: {"a": np.ones(2)}})

@@ -24,7 +24,7 @@ from aloop import (
     as_algorithm,
     as_stream,
 )
-from aloop.checkpoints import CheckpointDirectory, SavedCheckpoint
+from aloop.checkpoints import CheckpointDirectory, Contents, SavedCheckpoint
 from aloop.errors import ArgumentError, CheckpointError, CheckpointInUseError, NotRunningError
 
 
@@ -168,18 +168,32 @@ async def test_broken_step_is_never_saved(tmp_path, caplog) -> None:
     with pytest.raises(ZeroDivisionError):
         await loop.run()
     assert names(tmp_path) == []
-    assert "no checkpoint is saved: batch 1 was broken off" in caplog.text
+    assert "no checkpoint is saved, for the training was broken off" in caplog.text
 
 
-async def test_failure_after_a_step_can_be_saved(tmp_path) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, asyncio.CancelledError])
+async def test_boundary_that_was_cut_off_is_never_saved(tmp_path, error) -> None:
     class Fails(TrainingExtension):
         async def after_batch(self, batch) -> None:
+            if batch == 3:
+                raise error
+
+    loop = small_loop(Fails(), Checkpoint(tmp_path, after_batch=True, on_error=True))
+    with pytest.raises(error):
+        await loop.run()
+    assert [name[:14] for name in names(tmp_path)] == ["ckpt-000000001", "ckpt-000000002"]
+
+
+async def test_failure_beside_the_training_can_be_saved(tmp_path) -> None:
+    class Fails(SimpleExtension):
+        async def do(self, which_callback, *args) -> None:
             raise ZeroDivisionError
 
-    loop = small_loop(Fails(), Checkpoint(tmp_path, on_error=True))
+    checkpoint = Checkpoint(tmp_path, on_error=True)
+    loop = small_loop(Fails(after_n_batches=2, background=True), checkpoint, finish=10**6)
     with pytest.raises(ZeroDivisionError):
         await loop.run()
-    assert len(names(tmp_path)) == 1
+    assert SavedCheckpoint.at(next(tmp_path.iterdir())).position == loop.position
 
 
 async def test_run_that_is_given_up_saves_nothing(tmp_path) -> None:
@@ -645,9 +659,23 @@ async def test_two_runs_cannot_write_into_one_directory(tmp_path) -> None:
 
 
 async def test_two_extensions_cannot_resume(tmp_path) -> None:
-    loop = small_loop(Checkpoint(tmp_path, resume=True), Load(tmp_path, load_log=True))
-    with pytest.raises(ArgumentError, match="'Checkpoint', the extension 'Load'; expected one"):
+    loop = small_loop(
+        Load(tmp_path, load_log=True), Load(tmp_path, load_iteration_state=True, name="other")
+    )
+    with pytest.raises(ArgumentError, match="'Load', the extension 'other'; expected one"):
         await loop.run()
+
+
+async def test_training_branches_off_once_and_then_resumes_its_own(tmp_path) -> None:
+    await small_loop(Checkpoint(tmp_path / "first"), finish=2).run()
+    for finish, weight in ((3, 6.0), (4, 10.0)):
+        loop = small_loop(
+            Checkpoint(tmp_path / "own", resume=True),
+            Load(tmp_path / "first", load_iteration_state=True, load_log=True),
+            finish=finish,
+        )
+        await loop.run()
+        assert loop.model["w"].tolist() == [weight, weight]
 
 
 async def test_what_is_loaded_to_begin_with_gives_way_to_a_resumption(tmp_path) -> None:
@@ -662,10 +690,16 @@ async def test_what_is_loaded_to_begin_with_gives_way_to_a_resumption(tmp_path) 
         assert loop.model["w"].tolist() == [expected, expected]
 
 
-async def test_first_start_is_no_reason_to_warn_but_a_missing_load_is(tmp_path, caplog) -> None:
+async def test_where_there_is_no_checkpoint_a_warning_says_so(tmp_path, caplog) -> None:
     await small_loop(Checkpoint(tmp_path / "a", resume=True), Load(tmp_path / "b")).run()
-    levels = [record.levelno for record in caplog.records if "begins anew" in record.message]
-    assert levels == [logging.WARNING]
+    assert "the extension 'Checkpoint' finds no checkpoint in" in caplog.text
+    assert "the extension 'Load' finds no checkpoint in" in caplog.text
+
+
+async def test_file_is_no_checkpoint(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file; expected a checkpoint, which is a dir"):
+        await small_loop(Load(tmp_path / "file")).run()
 
 
 async def test_log_alone_can_be_loaded(tmp_path) -> None:
@@ -687,3 +721,163 @@ async def test_second_run_of_a_loop_saves_too(tmp_path) -> None:
     )
     await loop.run()
     assert [name[:14] for name in names(tmp_path)] == ["ckpt-000000002", "ckpt-000000003"]
+
+
+async def test_state_that_was_put_back_is_saved_though_a_later_one_is_there(tmp_path) -> None:
+    loop = small_loop(Checkpoint(tmp_path), finish=2)
+    before = loop.state_dict()
+    await loop.run()
+    loop.model["w"][...] = 0
+    before["model"]["w"][...] = 100
+    loop.load_state_dict(before)
+    await loop.run()
+    newest = max(tmp_path.iterdir(), key=lambda path: SavedCheckpoint.at(path).number)
+    assert SavedCheckpoint.at(newest).read()["model"]["w"].tolist() == [103.0, 103.0]
+
+
+@pytest.mark.parametrize("level", ["epoch", "batch"])
+async def test_background_work_is_in_a_checkpoint_that_was_requested_when_the_run_stops(
+    tmp_path, level
+) -> None:
+    class Asks(TrainingExtension):
+        async def after_batch(self, batch) -> None:
+            if batch == 2:
+                self.main_loop.request_checkpoint()
+                self.main_loop.request_finish(level)
+
+    class Slow(SimpleExtension):
+        count = 0
+
+        async def do(self, which_callback, *args) -> None:
+            for _ in range(50):
+                await asyncio.sleep(0)
+            self.count += 1
+            self.main_loop.log.current_row["slow"] = True
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state) -> None:
+            self.count = state["count"]
+
+    await small_loop(Slow(after_n_batches=2, background=True), Asks(), Checkpoint(tmp_path)).run()
+    for path in tmp_path.iterdir():
+        state = SavedCheckpoint.at(path).read()
+        assert state["extensions"]["Slow"] == {"count": 1}
+
+
+async def test_state_is_taken_in_the_event_loop(tmp_path) -> None:
+    class Grows(TrainingExtension):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = {number: str(number) for number in range(20_000)}
+
+        async def before_training(self) -> None:
+            self.main_loop.start_soon(self.grow)
+
+        async def grow(self) -> None:
+            while self.main_loop.status["iterations_done"] < 100:
+                self.seen[len(self.seen)] = ""
+                await asyncio.sleep(0)
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state) -> None:
+            self.seen = state["seen"]
+
+    checkpoint = Checkpoint(tmp_path, every_n_batches=20)
+    await small_loop(Grows(), checkpoint, finish=100, batches=range(100)).run()
+    assert len(names(tmp_path)) == 3
+
+
+async def test_what_a_checkpoint_waits_for_is_named(tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("aloop.background.SAID_AFTER_S", 0.01)
+    said = asyncio.Event()
+
+    class Says(logging.Handler):
+        def emit(self, record) -> None:
+            if "a checkpoint is due, and the training waits for" in record.getMessage():
+                said.set()
+
+    class Slow(SimpleExtension):
+        async def do(self, which_callback, *args) -> None:
+            await said.wait()
+
+    handler = Says()
+    logging.getLogger("aloop").addHandler(handler)
+    try:
+        checkpoint = Checkpoint(tmp_path, after_n_batches=2)
+        await small_loop(Slow(after_n_batches=1, background=True), checkpoint).run()
+    finally:
+        logging.getLogger("aloop").removeHandler(handler)
+    assert "waits for the extension 'Slow' in after_batch" in caplog.text
+
+
+async def test_half_a_protocol_is_named(tmp_path, caplog) -> None:
+    class Half(TrainingExtension):
+        def state_dict(self):
+            return {}
+
+    await small_loop(Half(), Checkpoint(tmp_path)).run()
+    assert "the extension 'Half' has no load_state_dict(): nothing of it" in caplog.text
+
+
+async def test_extension_whose_state_cannot_be_taken_is_named(tmp_path) -> None:
+    class Fails(TrainingExtension):
+        def state_dict(self):
+            raise ZeroDivisionError
+
+        def load_state_dict(self, state) -> None:
+            pass
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await small_loop(Fails(), Checkpoint(tmp_path)).run()
+    assert "the state of the extension 'Fails' was taken" in caught.value.__notes__[0]
+
+
+async def test_lenient_checkpoint_of_a_state_that_cannot_be_kept_is_none(tmp_path) -> None:
+    class Odd(TrainingExtension):
+        def state_dict(self):
+            return {"bad": {1, 2}}
+
+        def load_state_dict(self, state) -> None:
+            pass
+
+    log = await small_loop(Odd(), Checkpoint(tmp_path, on_failure="log")).run()
+    assert log[4]["saved_to"] == (None,)
+
+
+async def test_given_up_save_leaves_the_directory_to_others_when_it_ends(
+    tmp_path, monkeypatch
+) -> None:
+    import threading
+
+    entered, leave = threading.Event(), threading.Event()
+    write = Contents.write
+
+    def hang(self, *args):
+        entered.set()
+        assert leave.wait(30)
+        return write(self, *args)
+
+    monkeypatch.setattr(Contents, "write", hang)
+    loop = small_loop(Checkpoint(tmp_path), finish=2, grace_s=0.05)
+    task = asyncio.create_task(loop.run())
+    await asyncio.to_thread(entered.wait)
+    loop.request_finish("batch")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    [thread] = [t for t in threading.enumerate() if t.name == "aloop checkpoints"]
+    leave.set()
+    await asyncio.to_thread(thread.join)
+    assert names(tmp_path) == [], "nothing behind the back of the run"
+    await small_loop(Checkpoint(tmp_path)).run()
+    assert len(names(tmp_path)) == 1
+
+
+async def test_request_from_another_thread_is_refused(tmp_path) -> None:
+    loop = small_loop(Checkpoint(tmp_path), finish=10**6, batches=range(10**6))
+    async with loop.running() as handle:
+        with pytest.raises(ArgumentError, match="another thread or event loop than the run's"):
+            await asyncio.to_thread(handle.request_checkpoint)
