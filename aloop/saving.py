@@ -61,13 +61,15 @@ class Saver:
         self._directories: dict[Path, CheckpointDirectory] = {}
         self._main: SaveWish | None = None  # what a request asks for
         self._latest: dict[Path, Position] = {}  # where the last one of a directory was taken
+        self._run = object()  # stands for the one that has the directories
         self._named: dict[int, object] = {}  # what has no state, and was named
 
     def begin(self, stop: StopRequest, background: BackgroundWork) -> None:
         """Get ready for a run."""
         self._stop, self._background = stop, background
         self._loop = asyncio.get_running_loop()
-        self._worker = Worker("aloop checkpoints", on_end=self._release)
+        run = self._run = object()
+        self._worker = Worker("aloop checkpoints", on_end=lambda: self._release(run))
 
     def end(self) -> None:
         """Let go of what the run held."""
@@ -77,9 +79,10 @@ class Saver:
             _logger.error("a checkpoint is left behind at work in its thread")
         self._worker.close()
 
-    def _release(self) -> None:
-        for directory in self._directories.values():
-            directory.release()
+    def _release(self, run: object) -> None:
+        if run is self._run:  # and not one that was left behind, beside the next
+            for directory in list(self._directories.values()):
+                directory.release()
 
     # What extensions and users ask for.
 

@@ -155,6 +155,7 @@ class Training:
         except BaseException as error:  # noqa: BLE001 - returned
             # Unless it came from beside the training, or from the stream, between two batches.
             self.is_cut_off = error is not self._stop.failure and error is not self._stream_failure
+            self._stream_failure = None  # its traceback holds the frames of all callers
             return error
 
     async def drain(self, failure: BaseException | None) -> BaseException | None:

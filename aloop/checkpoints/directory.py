@@ -55,7 +55,7 @@ class CheckpointDirectory:
             return
         self._lock.abandon()  # the directory is another one than it was
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             if not self._lock.acquire():
                 raise CheckpointInUseError(
                     f"the checkpoint directory {self.path} is in use by {self._lock.holder()}; "
@@ -73,6 +73,12 @@ class CheckpointDirectory:
                 f"checkpoints cannot be written to {self.path}: {error}; expected a directory that "
                 "can be written, or a path where one can be made; choose another path"
             ) from error
+
+    def _make(self) -> None:
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path in made:
+            sync_directory(path.parent)  # or a power cut takes it with all that is in it
 
     def release(self) -> None:
         """Let another run have it."""

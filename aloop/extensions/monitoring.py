@@ -1,5 +1,6 @@
 """Extensions that record quantities."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack, cast
 
@@ -10,6 +11,8 @@ from aloop.extensions.simple import Options, SimpleExtension, triggered
 from aloop.protocols import Batch
 
 __all__ = ["TrainingDataMonitoring"]
+
+_logger = logging.getLogger("aloop")
 
 
 class TrainingDataMonitoring(SimpleExtension):
@@ -93,7 +96,15 @@ class TrainingDataMonitoring(SimpleExtension):
         return {"sums": dict(self._sums), "weight": self._weight}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Put back what `state_dict` gave."""
+        """Put back what `state_dict` gave; sums of other variables make no means with these."""
+        if state["weight"] and state["sums"].keys() != set(self.variables):
+            _logger.warning(
+                "the extension %r monitors %s now, but %s in the checkpoint: its means begin anew",
+                self.name,
+                ", ".join(self.variables),
+                ", ".join(state["sums"]),
+            )
+            return
         self._sums = dict(state["sums"])
         self._weight = state["weight"]
 

@@ -572,3 +572,21 @@ async def test_state_that_went_through_json_is_refused_at_once(tmp_path) -> None
     state["position"]["stage"] = "no such"
     with pytest.raises(CheckpointValueError, match="'no such' is not a valid Stage"):
         loop.load_state_dict(state)
+
+
+async def test_means_of_other_variables_begin_anew(tmp_path, caplog) -> None:
+    def loop_of(variables, finish) -> MainLoop:
+        async def step(batch):
+            return {"a": batch, "b": 10 * batch}
+
+        monitor = TrainingDataMonitoring(variables, every_n_batches=4)
+        checkpoint = Checkpoint(tmp_path, resume=True)
+        return MainLoop(
+            step, [1, 2, 3, 4], extensions=[monitor, checkpoint, FinishAfter(after_n_batches=finish)],
+            signals="off",
+        )  # fmt: skip
+
+    await loop_of(["a"], 2).run()
+    log = await loop_of(["a", "b"], 4).run()
+    assert (log[4]["a"], log[4]["b"]) == (3.5, 35.0)
+    assert "monitors a, b now, but a in the checkpoint: its means begin anew" in caplog.text
