@@ -581,10 +581,10 @@ async def test_means_of_other_variables_begin_anew(tmp_path, caplog) -> None:
 
         monitor = TrainingDataMonitoring(variables, every_n_batches=4)
         checkpoint = Checkpoint(tmp_path, resume=True)
+        finishes = FinishAfter(after_n_batches=finish)
         return MainLoop(
-            step, [1, 2, 3, 4], extensions=[monitor, checkpoint, FinishAfter(after_n_batches=finish)],
-            signals="off",
-        )  # fmt: skip
+            step, [1, 2, 3, 4], extensions=[monitor, checkpoint, finishes], signals="off"
+        )
 
     await loop_of(["a"], 2).run()
     log = await loop_of(["a", "b"], 4).run()
