@@ -25,7 +25,7 @@ from aloop.log.records import RUN_START, Change, Changes, Row, RunStart, Status
 from aloop.log.rows import Rows
 from aloop.log.series import Series
 from aloop.log.times import MAX_TIME, check_time, first_time, last_epoch_end
-from aloop.log.values import DELETED, normalise, normalise_key
+from aloop.log.values import DELETED, FrozenList, normalise, normalise_key
 from aloop.protocols import Record
 from aloop.tasks import current_part
 
@@ -176,7 +176,11 @@ class TrainingLog:
         if look is not None:
             look()
         self.uuid, self.sequence = as_uuid(state["run"]), state["sequence"]
-        status = {key: normalise(key, value) for key, value in state["status"].items()}
+        status: dict[str, Any] = {
+            # The ends of epochs may be more than a value can be: the log keeps them one by one.
+            key: FrozenList(value) if key == "_epoch_ends" else normalise(key, value)
+            for key, value in state["status"].items()
+        }
         self.status.restore(dict.fromkeys(self.status.keys() - status.keys(), DELETED) | status)
         self.resume()
         put_rows(self._rows, state["rows"] or {})

@@ -590,3 +590,29 @@ async def test_means_of_other_variables_begin_anew(tmp_path, caplog) -> None:
     log = await loop_of(["a", "b"], 4).run()
     assert (log[4]["a"], log[4]["b"]) == (3.5, 35.0)
     assert "monitors a, b now, but a in the checkpoint: its means begin anew" in caplog.text
+
+
+async def test_training_of_very_many_epochs_is_resumed(tmp_path) -> None:
+    def loop_of(finish) -> MainLoop:
+        async def step(batch) -> None:
+            pass
+
+        return MainLoop(
+            step,
+            [1],
+            log=SQLiteLog(tmp_path / "log.sqlite"),
+            extensions=[
+                Checkpoint(tmp_path / "c", resume=True),
+                FinishAfter(after_n_epochs=finish),
+            ],
+            signals="off",
+        )
+
+    loop, epochs = loop_of(200_001), 200_000
+    for _ in range(epochs):
+        loop.log.status.advance()
+        loop.log.status.end_epoch()
+    await loop.run()
+    again = loop_of(200_002)
+    await again.run()
+    assert again.status["_epoch_ends"] == list(range(1, 200_003))
