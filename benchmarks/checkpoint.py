@@ -14,6 +14,9 @@
   training stands still: the longest time between the end of a step and the beginning of the next,
   from the request until the path is there, and over as long a time in which nothing is saved.
 
+- ``resume``: the time from `run()` until the first batch of a training that goes on at iteration
+  10,000,000, in its 10,000th epoch, with a million records in its log and the arrays as its model.
+
 A checkpoint is more than the file of its parameters: the state beside them, their checksums, for
 which all is read again, and the removal of the oldest one, once there are four. The parameters are
 random numbers of 32 bits; the log is a SQLite file beside the checkpoints. A MB is 10^6 bytes.
@@ -370,6 +373,68 @@ def measure_saving(sizes: Sizes, arrays: Arrays, directory: Path) -> list[Figure
     ]
 
 
+class FirstBatch(aloop.TrainingExtension):
+    """Notes when the first batch is there."""
+
+    at: float | None = None
+
+    async def before_batch(self, batch: object) -> None:
+        self.at = self.at or perf_counter()
+
+
+async def resume_far_out(arrays: Arrays, directory: Path, rounds: int) -> list[float]:
+    """Make a training that is far out, and resume it so often; give the seconds it took."""
+    await asyncio.to_thread(directory.mkdir)
+    examples, batch_size, iterations = 64_000, 64, 10_000_000
+    epoch = examples // batch_size
+
+    def loop_until(finish: int) -> tuple[FirstBatch, aloop.MainLoop]:
+        first = FirstBatch()
+        stream = aloop.ArrayStream(
+            {"x": np.zeros(examples)},
+            iteration_scheme=aloop.ShuffledScheme(examples, batch_size, seed=SEED),
+        )
+        checkpoint = aloop.Checkpoint(directory / "resumed", resume=True)
+        return first, aloop.MainLoop(
+            Step(waits=True),
+            stream,
+            model=dict(arrays),
+            log=aloop.SQLiteLog(directory / "resumed.sqlite"),
+            extensions=[first, checkpoint, aloop.FinishAfter(after_n_batches=finish)],
+            signals="off",
+        )
+
+    _, loop = loop_until(iterations)
+    for time in range(0, iterations - epoch, 10):
+        loop.log[time]["cost"] = 1.0
+    loop.status["iterations_done"] = iterations - epoch
+    loop.status["epochs_done"] = (iterations - epoch) // epoch
+    loop.status["_epoch_ends"] = list(range(epoch, iterations, epoch))
+    await loop.run()
+    found = []
+    for number in range(1, rounds + 1):
+        first, loop = loop_until(iterations + number)
+        begun = perf_counter()
+        await loop.run()
+        assert first.at is not None
+        found.append(first.at - begun)
+    return found
+
+
+def measure_resuming(sizes: Sizes, arrays: Arrays, directory: Path) -> list[Figure]:
+    small = {"w": np.zeros(1000)}
+    return [
+        Figure(
+            "resume",
+            f"{name}: until the first batch",
+            "ms",
+            [s * 1000 for s in asyncio.run(resume_far_out(model, directory / name, sizes.rounds))],
+            budget=budget,
+        )
+        for name, model, budget in (("8 kB", small, 200.0), (f"{sizes.megabytes} MB", arrays, None))
+    ]
+
+
 def describe_checkpoint(path: Path, arrays: Arrays) -> None:
     """Print what the bytes of a checkpoint are."""
     parameters = sum(array.nbytes for array in arrays.values())
@@ -383,7 +448,7 @@ def describe_checkpoint(path: Path, arrays: Arrays) -> None:
 
 
 def main() -> None:
-    cases = {"heartbeat": measure_heartbeat, "save": measure_saving}
+    cases = {"heartbeat": measure_heartbeat, "save": measure_saving, "resume": measure_resuming}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--cases",
@@ -425,6 +490,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    aloop.config.max_blob_size = 1 << 20  # for the ends of the epochs, which are set by hand
     aloop.config.profile = False  # whatever the settings of this user and machine are
     # What the stall guard says of a checkpoint is in the figures of the heartbeat.
     logging.getLogger("aloop").setLevel(logging.ERROR)
