@@ -114,9 +114,10 @@ def stateless(training: Trained) -> list[tuple[object, str]]:
         what = f"the model {model!r:.80} has neither state_dict() nor get_parameter_values()"
         found.append((model, f"{what}: {left_out}"))
     if state_keeper(algorithm) is None:
-        found.append(
-            (algorithm, f"the algorithm {algorithm!r:.200} has no state_dict(): {left_out}")
-        )
+        kept = "what it keeps beside the model is not in the checkpoints"
+        if model is None:
+            kept = f"{left_out}, and there is no model; give it as MainLoop(…, model=…)"
+        found.append((algorithm, f"the algorithm {algorithm!r:.200} has no state_dict(): {kept}"))
     stream = training.data_stream
     if is_replayed(stream, training.epoch_iterator):
         what = f"the data stream {stream!r:.200} has no state_dict()"

@@ -500,7 +500,18 @@ async def test_what_has_no_state_is_named_once(tmp_path, caplog) -> None:
     )
     await loop.run()
     assert caplog.text.count("has neither state_dict() nor get_parameter_values()") == 1
-    assert caplog.text.count("has no state_dict(): nothing of it is in the checkpoints") == 1
+    assert caplog.text.count("has no state_dict(): what it keeps beside the model is not") == 1
+
+
+async def test_training_of_which_nothing_is_saved_is_named(tmp_path, caplog) -> None:
+    async def step(batch) -> None:
+        pass
+
+    loop = MainLoop(
+        step, [1], extensions=[Checkpoint(tmp_path), FinishAfter(after_n_batches=1)], signals="off"
+    )
+    await loop.run()
+    assert "nothing of it is in the checkpoints, and there is no model; give it as" in caplog.text
 
 
 async def test_state_that_cannot_be_kept_names_the_extension_and_the_key(tmp_path) -> None:
