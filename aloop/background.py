@@ -51,6 +51,8 @@ class _Job:
 
     name: str
     work: Awaitable[Any]
+    changes_state: bool = False
+    """Whether it belongs to a boundary, and to a checkpoint that is taken after it."""
     coroutine: Coroutine[Any, Any, None] | None = None
     is_cancelled: bool = False
 
@@ -79,6 +81,10 @@ class BackgroundWork:
         """Stands for it in `aloop.tasks.current_part`."""
         self.worker: Worker | None = None
         """The worker of the run, in which `run_in_worker` calls from here too."""
+        self.has_failed_turn = False
+        """Whether anything that changes the state of a boundary failed, or never began."""
+        self.has_cut_turn = False
+        """Whether any such was cancelled."""
         self.is_finishing = False
         """Whether an ending waits for it, and hears of a stop without more."""
         self.is_over = False
@@ -107,10 +113,13 @@ class BackgroundWork:
                 self._start_from_elsewhere, func, args, name, context=contextvars.copy_context()
             )
 
-    async def start_in_turn(self, owner: object, func: _Function, *args: Any, name: str) -> None:
+    async def start_in_turn(
+        self, owner: object, func: _Function, *args: Any, name: str, changes_state: bool = True
+    ) -> None:
         """Run a coroutine function beside the training, when what its owner began has ended.
 
-        Waits for that, unless the run is to stop, so that no work piles up.
+        Waits for that, unless the run is to stop, so that no work piles up. With `changes_state`
+        no checkpoint is taken without what it does.
         """
         self._refuse_if_over()
         stop = self._stop
@@ -122,9 +131,10 @@ class BackgroundWork:
                 )
             await asyncio.wait([before, stop.news()], return_when=asyncio.FIRST_COMPLETED)
         if not (stop.failure is None or isinstance(stop.failure, TrainingFinish)):
+            self.has_failed_turn |= changes_state
             return  # perhaps its own
         work = func(*args) if before is None else _after(before, func, args)
-        task = self._last[id(owner)] = self._start(work, name)
+        task = self._last[id(owner)] = self._start(work, name, changes_state=changes_state)
         task.add_done_callback(partial(self._forget_last, owner))
 
     @property
@@ -200,8 +210,10 @@ class BackgroundWork:
         except BaseException as error:  # noqa: BLE001 - it counts as a failure of the work
             self._on_failure(error, name)
 
-    def _start(self, work: Awaitable[Any], name: str) -> asyncio.Task[None]:
-        job = _Job(name, work)
+    def _start(
+        self, work: Awaitable[Any], name: str, *, changes_state: bool = False
+    ) -> asyncio.Task[None]:
+        job = _Job(name, work, changes_state)
         job.coroutine = self._see_through(job, name)
         context = contextvars.copy_context()
         for variable, value in (
@@ -221,6 +233,7 @@ class BackgroundWork:
         try:
             await job.work
         except asyncio.CancelledError:
+            self.has_cut_turn |= job.changes_state
             if not job.is_cancelled:
                 _logger.warning("%s was cancelled, and not by its run", name)
         except LeftBehind:
@@ -228,6 +241,8 @@ class BackgroundWork:
         except BaseException as error:
             if isinstance(error, GeneratorExit) and not self._loop.is_running():
                 raise  # with its event loop gone
+            is_finish = isinstance(error, TrainingFinish)  # when all that it does is done
+            self.has_failed_turn |= job.changes_state and not is_finish
             if job.is_cancelled and not self.is_over:
                 _logger.warning("%s failed when it was cancelled: %s", name, brief(error))
             else:

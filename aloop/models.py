@@ -77,7 +77,8 @@ def load_model_state(model: Any, state: Any) -> None:
             _check_names(current, state, "")
             model.set_parameter_values(state)
         else:
-            _load_in_place(model, state, "")
+            _fill(model, state, "", for_real=False)
+            _fill(model, state, "", for_real=True)
 
 
 def _check_fit(current: Any, state: Any, name: str) -> None:
@@ -132,20 +133,44 @@ def _check_names(current: Mapping[Any, Any], state: Mapping[Any, Any], name: str
         )
 
 
-def _load_in_place(model: Any, state: Any, name: str) -> None:
-    """Put values back where they were, for others may hold the arrays and what they are in."""
+def _fill(model: Any, state: Any, name: str, *, for_real: bool) -> None:
+    """Put values back where they were, for others may hold the arrays and what they are in.
+
+    Without `for_real` only what would be raised is.
+    """
     ours, saved = _items(model), _items(state)
-    assert ours is not None
-    if saved is None:
-        saved = {}
+    if ours is None or saved is None:
+        raise _misfit(name, model, state)
+    if isinstance(model, list) and not any(map(_is_held, cast("list[Any]", model))):
+        if for_real:
+            model[:] = list(saved.values())
+        return
     _check_names(ours, saved, name)
     for key, value in ours.items():
+        inner = _joined(name, key)
         if isinstance(value, np.ndarray):
-            value[...] = saved[key]
-        elif isinstance(value, Mapping | list) and _items(saved[key]) is not None:
-            _load_in_place(value, saved[key], _joined(name, key))
-        else:
+            if not isinstance(saved[key], np.ndarray | np.generic | float | int):
+                raise _misfit(inner, cast("Any", value), saved[key])
+            if for_real:
+                value[...] = saved[key]
+        elif _is_held(value):
+            _fill(value, saved[key], inner, for_real=for_real)
+        elif isinstance(model, tuple):
+            if value != saved[key]:
+                raise _misfit(inner, value, saved[key])
+        elif for_real:
             model[key] = saved[key]
+
+
+def _is_held(value: object) -> bool:
+    return isinstance(value, np.ndarray | Mapping | list | tuple)
+
+
+def _misfit(name: str, ours: object, saved: object) -> CheckpointValueError:
+    return CheckpointValueError(
+        f"{name!r} in the model is {ours!r:.80}, but {saved!r:.80} in the checkpoint, which cannot "
+        "be put in its place; expected the same kind of value; make the model as it was"
+    )
 
 
 def _joined(name: str, key: object) -> str:

@@ -135,7 +135,12 @@ class Background(Protocol):
         ...
 
     async def start_in_turn(
-        self, owner: object, func: Callable[..., Awaitable[Any]], *args: Any, name: str
+        self,
+        owner: object,
+        func: Callable[..., Awaitable[Any]],
+        *args: Any,
+        name: str,
+        changes_state: bool = True,
     ) -> None:
         """Do so when what its owner began has ended."""
         ...

@@ -20,7 +20,16 @@ from aloop.snapshots import Trained, put_back
 
 __all__ = ["Restored", "Restorer"]
 
-_PARTS: Final = ("position", "log", "rows", "stream", "extensions", "algorithm", "model")
+_PARTS: Final = (
+    "position",
+    "log",
+    "rows",
+    "stream",
+    "quantities",
+    "extensions",
+    "algorithm",
+    "model",
+)
 
 _logger = logging.getLogger("aloop")
 

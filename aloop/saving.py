@@ -39,6 +39,9 @@ _NOWHERE: Final = (
     "says where to save it; add Checkpoint('run/checkpoints')"
 )
 
+COPIED_AT_ONCE: Final = 1 << 20
+"""Bytes of the largest array of the stream or an extension that is copied in the event loop."""
+
 _logger = logging.getLogger("aloop")
 
 
@@ -111,9 +114,28 @@ class Saver:
         """Have a state put back when the next run starts; see `MainLoop.load_state_dict`."""
         self._restorer.load_state(state)
 
+    @property
+    def can_save(self) -> bool:
+        """True when an extension has said where to."""
+        return bool(self._directories)
+
     def state(self) -> State:
-        """Give a copy of the state of the training, which holds still."""
-        packed = Packed.of(take(self._training, global_rng=False), copies=False)
+        """Give a copy of the state of the training, which holds still.
+
+        Raises `CheckpointError` when that is not the state of a whole boundary.
+        """
+        if self._training.is_cut_off:
+            raise CheckpointError(
+                "the state was asked for, but the training was broken off in the middle of batch "
+                f"{self._training.position.batch}; expected a whole boundary; run() goes on to one"
+            )
+        background: BackgroundWork | None = getattr(self, "_background", None)
+        if background is not None and not background.is_settled:
+            raise CheckpointError(
+                "the state was asked for while a background extension is at work; expected it to "
+                "have ended; await request_checkpoint(), which waits for it"
+            )
+        packed = Packed.of(take(self._training, global_rng=False), copies_up_to=COPIED_AT_ONCE)
         return _complete(self._training, packed).state()
 
     def request(self) -> Request:
@@ -175,7 +197,9 @@ class Saver:
         elif copied is not None:
             row = self._training.log.current_row
             name = "the saving of a checkpoint"
-            await self._background.start_in_turn(self, self._publish, due, copied, row, name=name)
+            await self._background.start_in_turn(
+                self, self._publish, due, copied, row, name=name, changes_state=False
+            )
 
     async def take_requested(self) -> BaseException | None:
         """Save at the end of the training what somebody waits for who has to end before the run.
@@ -190,6 +214,9 @@ class Saver:
                     await self._take_now()
         except BaseException as error:  # noqa: BLE001 - returned
             return error
+        finally:  # whom nothing was saved for would wait in vain, and the run for them
+            self._due.fail(CheckpointError("the run ends without it"))
+            self._due.requests.clear()
         return None
 
     async def take_last(self) -> BaseException | None:
@@ -207,21 +234,32 @@ class Saver:
         return None
 
     async def _take_now(self) -> None:
-        stop = self._stop
-        if not stop.has_started or stop.is_given_up or stop.is_left:
+        if not self._stop.has_started or self._stop.level is StopLevel.ABANDON:
             return
-        if stop.level is StopLevel.ABANDON:
-            return
-        if self._training.is_cut_off:
+        broken_off = self._broken_off()
+        if broken_off is not None:
             _logger.warning(
-                "no checkpoint is saved, for the training was broken off before all extensions "
-                "were done with batch %d; the last checkpoint counts",
-                self._training.position.batch,
+                "no checkpoint is saved at the end of the run, for %s; the last one counts",
+                broken_off,
             )
             return
         due, copied = await self._copy_due()
         if copied is not None:
             await self._publish(due, copied, self._training.log.current_row)
+
+    def _broken_off(self) -> str | None:
+        """Say what keeps the end of the run from being a boundary that is whole, if anything."""
+        stop, background = self._stop, self._background
+        if self._training.is_cut_off:
+            batch = self._training.position.batch
+            return f"the training was broken off before all was done with batch {batch}"
+        if stop.is_given_up or stop.is_left:
+            return "something was given up"
+        if background.has_failed_turn:
+            return "a background extension has failed, or was left out"
+        if background.has_cut_turn and stop.level >= StopLevel.BATCH:
+            return "a background extension was cancelled"
+        return None
 
     @blames("the saving of a checkpoint")
     async def _copy_due(self) -> tuple[Due, Copied | None]:
@@ -239,9 +277,10 @@ class Saver:
         try:
             self._training.log.commit()
             global_rng = any(wish.global_rng for wish in due.wishes.values())
-            # What others may change in the event loop is cut up here, and its arrays are copied,
-            # with all else, in the thread in which the steps are done.
-            packed = Packed.of(take(self._training, global_rng=global_rng), copies=False)
+            # What others may change in the event loop is copied here, but for large arrays. They,
+            # and the model, are copied in the thread in which the steps are done.
+            state = take(self._training, global_rng=global_rng)
+            packed = Packed.of(state, copies_up_to=COPIED_AT_ONCE)
             contents = await run_in_worker(_complete, self._training, packed)
         except BaseException as error:
             due.fail(error)

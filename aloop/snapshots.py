@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from aloop.callbacks import Position
 from aloop.checkpoints.generators import global_states, load_global_states
+from aloop.checkpoints.packing import pack
 from aloop.checkpoints.published import State
+from aloop.errors import CheckpointValueError
 from aloop.log.base import TrainingLog
 from aloop.models import has_state, load_model_state, model_of, model_state
 from aloop.offload import run_in_worker
@@ -41,11 +44,16 @@ class Trained(Protocol):
     model: Any
     log: TrainingLog
     epoch_iterator: Any
-    is_cut_off: bool
+    quantities: Mapping[str, Any]
 
     @property
     def position(self) -> Position:
         """Where it is."""
+        ...
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it ended in the middle of a batch or of a boundary."""
         ...
 
     def place(self) -> Place:
@@ -70,6 +78,7 @@ def take(training: Trained, *, global_rng: bool) -> State:
         "position": training.position.to_dict(),
         "log": training.log.head(),
         "stream": training.place(),
+        "quantities": _that_can_be_kept(training.quantities),
         "extensions": {
             name: state_of(f"the extension {name!r}", extension)
             for name, extension in _by_name(training.extensions()).items()
@@ -78,6 +87,16 @@ def take(training: Trained, *, global_rng: bool) -> State:
     if global_rng:
         state["global_generators"] = global_states()
     return state
+
+
+def _that_can_be_kept(quantities: Mapping[str, Any]) -> dict[str, Any]:
+    """Give those of the last batch's quantities that a checkpoint can hold."""
+    kept: dict[str, Any] = {}
+    for name, value in quantities.items():
+        with suppress(CheckpointValueError):
+            pack("a quantity", {name: value}, copies_up_to=0)
+            kept[name] = value
+    return kept
 
 
 def take_model(training: Trained) -> State:
@@ -149,6 +168,7 @@ async def put_back(
     if iteration_state:
         await run_in_worker(load_algorithm_state, training.algorithm, state["algorithm"])
         _load_extensions(training, state["extensions"])
+        training.quantities = dict(state["quantities"])
         training.go_to(Position.from_dict(state["position"]), state["stream"])
     if global_rng:
         _load_global(state)

@@ -22,7 +22,7 @@ from aloop.protocols import Algorithm, Stateful, Stream
 from aloop.saving import Saver
 from aloop.stalls import blames
 from aloop.stopping import LeftBehind, StopRequest
-from aloop.streams.cursor import Place, beginning_of, enter, place_in, refuse_short
+from aloop.streams.cursor import Place, beginning_of, completed, enter, place_in, refuse_short
 from aloop.streams.fetch import END, Fetcher
 from aloop.turns import Turn
 
@@ -67,8 +67,6 @@ class Training:
         self.log = log
         self.quantities: Mapping[str, Any] = _NO_QUANTITIES
         """What the algorithm returned for the last batch."""
-        self.is_cut_off = False
-        """Whether the training ended in the middle of a batch or of the callbacks at a boundary."""
         self.profile = Profile()
         """Where the time went; filled in full when the setting `profile` is true."""
         self._stage = Stage.NOT_STARTED
@@ -78,7 +76,8 @@ class Training:
         self._is_profiled = False
         self._resources = AsyncExitStack()
         self._fetcher = Fetcher()
-        self._stream_failure: BaseException | None = None
+        self._has_stream_failed = False
+        self._cut_off_at: Position | None = None
         self._epoch_place: Place | None = None  # at the beginning of the epoch
         self._to_skip = 0  # batches of the epoch that were trained on before it was begun anew
         self._turn = Turn()
@@ -101,12 +100,20 @@ class Training:
             stage=self._stage,
         )
 
+    @property
+    def is_cut_off(self) -> bool:
+        """True when it ended in the middle of a batch, or of what the extensions do at a boundary.
+
+        And has not got any further since.
+        """
+        return self._cut_off_at is not None and self._cut_off_at == self.position
+
     def begin(self, stop: StopRequest, background: BackgroundWork, *, is_profiled: bool) -> None:
         """Get ready for a run, of which `stop` says what is asked."""
         self._is_profiled = is_profiled
         self._stop = stop
         self._background = background
-        self._is_open = self._is_refused = self.is_cut_off = False
+        self._is_open = self._is_refused = self._has_stream_failed = False
         self._resources = AsyncExitStack()
         self.saver.begin(stop, background)
         self._resources.callback(self.saver.end)
@@ -119,11 +126,13 @@ class Training:
 
     def place(self) -> Place:
         """Tell the place in the stream that was consumed, though a fetch may be under way."""
-        return self._fetcher.place_ahead(self.epoch_iterator) or self._place_now()
+        place = self._fetcher.place_ahead(self.epoch_iterator)
+        if place is None:
+            place = self._place_now()
+        return completed(place, self._batch, self._epoch_place)
 
     def _place_now(self) -> Place:
-        iterator = self.epoch_iterator if self._stage.in_epoch else None
-        return place_in(self.data_stream, iterator, self._batch, self._epoch_place)
+        return place_in(self.data_stream, self.epoch_iterator if self._stage.in_epoch else None)
 
     def go_to(self, position: Position, place: Mapping[str, Any]) -> None:
         """Be at a position, and go to its place in the stream."""
@@ -151,11 +160,13 @@ class Training:
                     await self._run_epoch()
         except TrainingFinish as finish:
             _logger.debug("the training finishes: %s", finish)
+            if self._stage is _BATCH_STARTED:
+                self._cut_off_at = self.position
             return None
         except BaseException as error:  # noqa: BLE001 - returned
             # Unless it came from beside the training, or from the stream, between two batches.
-            self.is_cut_off = error is not self._stop.failure and error is not self._stream_failure
-            self._stream_failure = None  # its traceback holds the frames of all callers
+            if error is not self._stop.failure and not self._has_stream_failed:
+                self._cut_off_at = self.position
             return error
 
     async def drain(self, failure: BaseException | None) -> BaseException | None:
@@ -181,6 +192,9 @@ class Training:
 
     async def close(self, failure: BaseException | None) -> BaseException | None:
         """Commit the last boundary and let go of what the run held."""
+        if self._has_stream_failed:
+            # The iterator is broken: a run that goes on begins an epoch of its own.
+            self._leave_epoch()
         try:
             async with self._resources:
                 if self._is_refused:
@@ -246,7 +260,8 @@ class Training:
     @blames("the data stream {self.data_stream!r}")
     async def _begin_epoch(self) -> None:
         self.epoch_iterator = self.data_stream.get_epoch_iterator(as_dict=True)
-        self._epoch_place = beginning_of(self.data_stream)
+        # Only where somebody may want it, for a stream can do without.
+        self._epoch_place = beginning_of(self.data_stream) if self.saver.can_save else None
         self._stage = Stage.EPOCH_STARTED
         self._batch = 0
         self.status["received_first_batch"] = False
@@ -273,7 +288,7 @@ class Training:
 
     def _leave_epoch(self) -> None:
         self._stage = Stage.TRAINING_STARTED
-        self._batch = 0
+        self._batch = self._to_skip = 0
         self.status["epoch_started"] = False
 
     @blames("the step {self.algorithm!r}")
@@ -281,8 +296,8 @@ class Training:
         """Train on what is left of the epoch, batch after batch."""
         log, status = self.log, self.log.status
         stop, dispatcher, turn = self._stop, self.dispatcher, self._turn
-        tells_place = isinstance(self.data_stream, Stateful) or isinstance(
-            self.epoch_iterator, Stateful
+        tells_place = self.saver.can_save and (
+            isinstance(self.data_stream, Stateful) or isinstance(self.epoch_iterator, Stateful)
         )
         fetch, waits = self._fetcher.of(
             self.epoch_iterator, stop, self._place_now if tells_place else None
@@ -308,6 +323,8 @@ class Training:
                 self._to_skip -= 1
                 if turn.is_over():
                     await turn.give_way()
+                if stop.is_due:
+                    await self._heed()
                 continue
             if not self._batch:
                 status["received_first_batch"] = True
@@ -343,13 +360,11 @@ class Training:
                     await self._heed()
 
     def _stream_failed(self, error: BaseException) -> None:
-        self._stream_failure = error
         error.add_note(
             f"raised by the data stream {self.data_stream!r} after batch {self._batch} of epoch "
             f"{self.status['epochs_done'] + 1}"
         )
-        # The iterator is broken: a run that goes on begins an epoch of its own.
-        self._leave_epoch()
+        self._has_stream_failed = True
 
     async def _heed(self, requested: Any = None, *, at_epoch_end: bool = False) -> None:
         """Do at a boundary what was asked: finish or fail, save a checkpoint, or hold still."""

@@ -123,6 +123,7 @@ async def test_the_blocks_of_the_log_page_work(tmp_path: Path, monkeypatch, caps
         assert read[0]["note"] == "before the run"
 
 
+@pytest.mark.slow
 async def test_the_blocks_of_the_checkpoints_page_work(tmp_path: Path) -> None:
     script, extension = blocks("docs/checkpoints.md", "python")
     longer = script.replace("after_n_epochs=10", "after_n_epochs=12")

@@ -51,10 +51,10 @@ class CheckpointDirectory:
         Removes what others left unfinished. Raises `CheckpointError` when nothing can be written
         there, `CheckpointInUseError` while another run has it.
         """
-        if self._lock.is_in_place:
-            return
-        self._lock.abandon()  # the directory is another one than it was
         try:
+            if self._lock.is_in_place:
+                return
+            self._lock.abandon()  # the directory is another one than it was
             self._make()
             if not self._lock.acquire():
                 raise CheckpointInUseError(

@@ -9,7 +9,7 @@ from typing import Any
 from aloop.background import current_moment
 from aloop.checkpoints.published import Contents
 from aloop.checkpoints.wishes import SaveWish
-from aloop.errors import ArgumentError, CheckpointError, brief
+from aloop.errors import ArgumentError, CheckpointError
 from aloop.stopping import StopRequest
 from aloop.tasks import current_part
 
@@ -63,13 +63,12 @@ class Due:
 
     def fail(self, error: BaseException) -> None:
         """Tell those who wait for it that it is not to be had."""
-        if not isinstance(error, Exception):
-            error = CheckpointError(
-                f"the run was given up before its checkpoint was there: {brief(error)}"
-            )
         for request in self.requests:
             if not request.future.done():
-                request.future.set_exception(error)
+                # Of its own: the error is the run's, and goes another way.
+                failure = CheckpointError(f"there is no checkpoint as was asked for: {error}")
+                failure.__cause__ = error
+                request.future.set_exception(failure)
 
 
 @dataclass(frozen=True, slots=True)

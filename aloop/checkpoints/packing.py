@@ -39,7 +39,7 @@ _RESERVED: Final = "__metadata__"  # by safetensors
 
 
 def pack(
-    what: str, state: Any, under: str = "", *, copies: bool = True
+    what: str, state: Any, under: str = "", *, copies_up_to: int | None = None
 ) -> tuple[Any, dict[str, Array]]:
     """Cut a state into what JSON can hold and the arrays.
 
@@ -47,19 +47,20 @@ def pack(
         what: how messages call what the state is of.
         state: the state.
         under: what the names of the arrays begin with.
-        copies: whether the arrays are copied, or are those of the state for now.
+        copies_up_to: the bytes of the largest array that is copied; larger ones are those of the
+            state for now; None for all.
 
     Raises `CheckpointValueError`, naming the place and the type, for a value that no checkpoint
     can hold.
     """
-    packer = _Packer(what, copies=copies)
+    packer = _Packer(what, copies_up_to)
     return packer.pack(state, (), under), packer.arrays
 
 
 class _Packer:
-    def __init__(self, what: str, *, copies: bool) -> None:
+    def __init__(self, what: str, copies_up_to: int | None) -> None:
         self._what = what
-        self._copies = copies
+        self._copies_up_to = copies_up_to
         self.arrays: dict[str, Array] = {}
 
     def pack(self, value: Any, place: tuple[object, ...], name: str) -> Any:
@@ -123,7 +124,8 @@ class _Packer:
             raise self._refusal(place, array, "arrays of numbers, booleans, text or times")
         name = self._free_name(name)
         # In C's order, for safetensors goes by the address; and a copy, for the training goes on.
-        copied = np.array(array, order="C", copy=True if self._copies else None, subok=False)
+        is_copied = self._copies_up_to is None or array.nbytes <= self._copies_up_to
+        copied = np.array(array, order="C", copy=True if is_copied else None, subok=False)
         if dtype.name in _NATIVE and dtype.isnative:
             self.arrays[name] = copied
             return {"$array": name}

@@ -57,8 +57,8 @@ class Packed:
     model: Mapping[str, Array]
 
     @classmethod
-    def of(cls, state: State, *, copies: bool = True) -> Self:
-        """Cut up a state.
+    def of(cls, state: State, *, copies_up_to: int | None = None) -> Self:
+        """Cut up a state, of which larger arrays than that are not copied yet.
 
         Raises `CheckpointValueError`, naming what has it and where, for a value that no checkpoint
         can hold.
@@ -68,17 +68,17 @@ class Packed:
         model: dict[str, Array] = {}
         for part, value in state.items():
             if part == "model":
-                skeleton[part], model = pack("the model", value, copies=copies)
+                skeleton[part], model = pack("the model", value, copies_up_to=copies_up_to)
             elif part == "extensions":
                 packed: dict[str, Any] = {}
                 for name, own in value.items():
                     what, under = f"the extension {name!r}", f"{part}/{name}"
-                    packed[name], more = pack(what, own, under, copies=copies)
+                    packed[name], more = pack(what, own, under, copies_up_to=copies_up_to)
                     arrays |= more
                 skeleton[part] = as_mapping(packed)
             else:
                 what = f"the {part.replace('_', ' ')}"
-                skeleton[part], more = pack(what, value, part, copies=copies)
+                skeleton[part], more = pack(what, value, part, copies_up_to=copies_up_to)
                 arrays |= more
         return cls(skeleton, arrays, model)
 

@@ -15,7 +15,7 @@ from aloop.checkpoints.directory import as_directory
 from aloop.checkpoints.wishes import LoadWish, SaveWish
 from aloop.errors import ArgumentError
 from aloop.extensions.base import TrainingExtension
-from aloop.extensions.limits import LimitOptions
+from aloop.extensions.limits import Handler, LimitOptions
 from aloop.extensions.predicates import Predicate
 from aloop.extensions.simple import Options, SimpleExtension
 
@@ -92,6 +92,13 @@ class Checkpoint(SimpleExtension):
         if arguments is not None and not isinstance(arguments, str):
             arguments = [_destination(tuple(arguments))]
         return super().add_condition(callbacks_names, predicate, arguments)
+
+    def _held(self, handler: Handler, callback: str) -> Handler:
+        """Hold none of its callbacks to its limits, which are for the saving.
+
+        Or a run would go on without the checkpoints that it was to be resumed from.
+        """
+        return handler
 
     async def before_training(self) -> None:
         """Make sure that it can save, and have the newest checkpoint loaded."""

@@ -188,6 +188,7 @@ class TrainingLog:
 
     def forget_beginning(self) -> None:
         """Leave no trace of a run that was refused when it started."""
+        self.current_row.pop("got_exception", None)
 
     def _run_start(self, resumed_from: str | None, forked_at: int | None) -> Change:
         start = RunStart(

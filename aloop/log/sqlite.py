@@ -284,6 +284,7 @@ class SQLiteLog(TrainingLog):
 
     def forget_beginning(self) -> None:
         """Leave no trace of a run that was refused when it started, and is not in the file."""
+        super().forget_beginning()
         if self._writer.run_id is None and self.database != MEMORY:
             self._unwritten.drop()
             self._started = False

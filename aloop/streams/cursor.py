@@ -6,6 +6,7 @@ neither does, the place is known as a number of batches: the epoch is begun anew
 left out. A list or a tuple is entered right there.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
@@ -20,6 +21,7 @@ __all__ = [
     "OnResume",
     "Place",
     "beginning_of",
+    "completed",
     "enter",
     "is_replayed",
     "place_in",
@@ -42,32 +44,43 @@ def beginning_of(stream: Stream) -> Place | None:
     return deepcopy(stream.state_dict()) if isinstance(stream, Stateful) else None
 
 
-def place_in(stream: Stream, iterator: Any, batches: int, beginning: Place | None) -> Place:
-    """Give the place in a stream that was consumed.
+def place_in(stream: Stream, iterator: Any) -> Place:
+    """Give the place in a stream that was consumed, as it tells it itself.
 
     Parameters:
         stream: the stream.
         iterator: of the epoch that is under way, None between two.
-        batches: how many of it were consumed.
-        beginning: the state that the stream had at the epoch's beginning, where that is known.
     """
     place: Place = {}
     if isinstance(stream, Stateful):
         place["stream"] = stream.state_dict()
     if isinstance(iterator, Stateful):
         place["iterator"] = iterator.state_dict()
-    # A state that is the same after some batches tells of the epoch, and not of the place in it.
-    place["is_counted"] = "iterator" not in place and (
-        "stream" not in place
-        or (batches > 0 and beginning is not None and _same(place["stream"], beginning))
-    )
     return place
 
 
+def completed(place: Place, batches: int, beginning: Place | None) -> Place:
+    """Give a place with whether it takes a number of batches to find it.
+
+    Parameters:
+        place: as `place_in` gave it.
+        batches: how many of the epoch were consumed.
+        beginning: the state that the stream had at the epoch's beginning, where that is known.
+    """
+    # A state that is the same after some batches tells of the epoch, and not of the place in it.
+    is_counted = "iterator" not in place and (
+        "stream" not in place
+        or (batches > 0 and beginning is not None and _same(place["stream"], beginning))
+    )
+    return place | {"is_counted": is_counted}
+
+
 def _same(state: Any, other: Any) -> bool:
-    (skeleton, arrays), (skeleton2, arrays2) = pack("", state), pack("", other)
+    (skeleton, arrays), (skeleton2, arrays2) = (
+        pack("the data stream", each, copies_up_to=0) for each in (state, other)
+    )
     return (
-        skeleton == skeleton2
+        json.dumps(skeleton) == json.dumps(skeleton2)  # as text, for NaN is no other NaN's equal
         and arrays.keys() == arrays2.keys()
         and all(arrays[name].tobytes() == arrays2[name].tobytes() for name in arrays)
     )
@@ -80,12 +93,12 @@ def enter(
 
     Parameters:
         stream: the stream.
-        place: as `place_in` gave it.
+        place: as `completed` gave it.
         batches: how many of the epoch were consumed.
         in_epoch: whether the epoch is under way.
 
     Gives the iterator of the epoch, None between two; how many of its batches are yet to be left
-    out; and, where the stream's state tells of the epoch alone, that. Raises
+    out; and the state of the stream at the epoch's beginning, where that is known. Raises
     `CheckpointValueError` when the stream is another kind of stream, `StreamError` when its epoch
     is known to be too short.
     """
@@ -109,7 +122,7 @@ def enter(
             )
         iterator.load_state_dict(place["iterator"])
     if not place["is_counted"]:
-        return iterator, 0, None
+        return iterator, 0, None if batches else place.get("stream")
     return iterator, _leave_out(stream, iterator, batches), place.get("stream")
 
 

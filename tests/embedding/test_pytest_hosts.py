@@ -120,6 +120,7 @@ def test_a_run_that_goes_on_for_too_long_is_a_timeout_error_of_its_test(
     assert (row["iterations_done"], row["interrupt_cause"]) == (3, "cancelled")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_suite_and_the_log_is_whole(plugin: str, tmp_path) -> None:
     # Under anyio's plugin nobody handles it: it is raised wherever the program is, in the midst
     # of asyncio or of pytest's own hooks too, and what these make of that is not ours.

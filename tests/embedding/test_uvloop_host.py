@@ -79,6 +79,7 @@ def test_two_presses_and_the_batch_is_the_last(runner: str, tmp_path) -> None:
     assert started.lines[-2:] == [f"stopped after batch {row['iterations_done']}\n", BACK]
 
 
+@pytest.mark.slow
 def test_one_press_and_the_epoch_is_the_last(tmp_path) -> None:
     slow = "async def train(value):\n    await asyncio.sleep(0.0005)"
     text = changed(program(batches=500), {"async def train(value):": slow})
@@ -92,6 +93,7 @@ def test_one_press_and_the_epoch_is_the_last(tmp_path) -> None:
     assert started.lines[-2:] == ["stopped after batch 500\n", BACK]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_the_third_press_is_a_keyboard_interrupt(runner: str, tmp_path) -> None:
     text = program(runner, step="stuck")

@@ -28,7 +28,7 @@ STOPS = [
     ("gunicorn", signal.SIGINT, "all"),
     ("gunicorn", signal.SIGTERM, "main"),
 ]
-FAST = ("uvicorn", "hypercorn.serve")
+FAST = ("uvicorn",)
 each_stop = pytest.mark.parametrize(
     ("name", "number", "to"),
     [

@@ -642,7 +642,13 @@ def failures(name: str, seeds: range, **options: object) -> str:
     )
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if number % 2 else ())
+        for number, name in enumerate(TABLE)
+    ],
+)
 def test_each_ending_keeps_the_contract_in_any_order(name) -> None:
     row = TABLE.index(name)
     seeds = range(row, SEEDS, len(TABLE))

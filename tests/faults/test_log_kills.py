@@ -166,7 +166,11 @@ def kill_at_steps(server, database, share, *, exists):
         assert left == [], f"step {step}"
 
 
-@pytest.mark.parametrize("exists", [False, True], ids=["new file", "file that exists"])
+@pytest.mark.parametrize(
+    "exists",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["new file", "file that exists"],
+)
 def test_opening_that_is_killed_at_a_step_hinders_no_later_one(server, database, exists):
     kill_at_steps(server, database, 0.2, exists=exists)
 

@@ -616,3 +616,28 @@ async def test_training_of_very_many_epochs_is_resumed(tmp_path) -> None:
     again = loop_of(200_002)
     await again.run()
     assert again.status["_epoch_ends"] == list(range(1, 200_003))
+
+
+async def test_tuples_of_arrays_are_filled_and_lists_of_numbers_may_grow(tmp_path) -> None:
+    await model_loop(tmp_path, {"l": (np.ones(2), np.ones(1)), "history": [1, 2, 3]}).run()
+    model = {"l": (np.zeros(2), np.zeros(1)), "history": []}
+    held, history = model["l"], model["history"]
+    await model_loop(tmp_path, model, 2).run()
+    assert [array.tolist() for array in held] == [[1, 1], [1]]
+    assert (model["l"] is held, history) == (True, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "other", [{"a": np.zeros(2), "t": (np.zeros(1),)}, {"a": np.zeros(2), "t": (np.zeros(1), 5)}]
+)
+async def test_model_that_does_not_fit_is_as_it_was(tmp_path, other) -> None:
+    await model_loop(tmp_path, {"a": np.ones(2), "t": (np.ones(1), 7)}).run()
+    with pytest.raises(CheckpointValueError):
+        await model_loop(tmp_path, other).run()
+    assert other["a"].tolist() == [0, 0]
+
+
+async def test_nothing_in_the_place_of_an_array_is_refused(tmp_path) -> None:
+    await model_loop(tmp_path, {"a": None}).run()
+    with pytest.raises(CheckpointValueError, match="'a' in the model is array"):
+        await model_loop(tmp_path, {"a": np.zeros(2)}).run()

@@ -377,7 +377,7 @@ class Shuffled(DataStream):
         self.epoch += 1
 
     def state_dict(self):
-        return {"epoch": self.epoch}
+        return {"epoch": self.epoch, "best": float("nan")}
 
     def load_state_dict(self, state) -> None:
         self.epoch = state["epoch"]
@@ -409,6 +409,19 @@ async def test_stream_whose_state_tells_of_the_epoch_alone_is_entered(
     trained: list[tuple[int, int]] = []
     for finish in (*stops, 12):
         await loop_of(Shuffled(kind), tmp_path, trained, finish).run()
+    assert trained == [(n // 5, n % 5) for n in range(12)]
+
+
+async def test_epoch_that_was_resumed_at_its_beginning_is_entered_again(tmp_path) -> None:
+    class Stops(TrainingExtension):
+        async def before_epoch(self) -> None:
+            if self.main_loop.status["epochs_done"] == 1:
+                self.main_loop.request_finish("batch")
+
+    trained: list[tuple[int, int]] = []
+    await loop_of(Shuffled(without_a_state), tmp_path, trained, 99, Stops()).run()
+    for finish in (7, 12):
+        await loop_of(Shuffled(without_a_state), tmp_path, trained, finish).run()
     assert trained == [(n // 5, n % 5) for n in range(12)]
 
 

@@ -20,6 +20,7 @@ from aloop import (
     SimpleExtension,
     SQLiteLog,
     TrainingExtension,
+    TrainingFinish,
     TrainingLog,
     as_algorithm,
     as_stream,
@@ -168,7 +169,10 @@ async def test_broken_step_is_never_saved(tmp_path, caplog) -> None:
     with pytest.raises(ZeroDivisionError):
         await loop.run()
     assert names(tmp_path) == []
-    assert "no checkpoint is saved, for the training was broken off" in caplog.text
+    assert (
+        "no checkpoint is saved at the end of the run, for the training was broken off"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, asyncio.CancelledError])
@@ -185,6 +189,21 @@ async def test_boundary_that_was_cut_off_is_never_saved(tmp_path, error) -> None
 
 
 async def test_failure_beside_the_training_can_be_saved(tmp_path) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    class Begins(TrainingExtension):
+        async def after_batch(self, batch) -> None:
+            if batch == 2:
+                self.main_loop.start_soon(fail)
+
+    loop = small_loop(Begins(), Checkpoint(tmp_path, on_error=True), finish=10**6)
+    with pytest.raises(ZeroDivisionError):
+        await loop.run()
+    assert SavedCheckpoint.at(next(tmp_path.iterdir())).position == loop.position
+
+
+async def test_boundary_whose_background_extension_failed_is_never_saved(tmp_path, caplog) -> None:
     class Fails(SimpleExtension):
         async def do(self, which_callback, *args) -> None:
             raise ZeroDivisionError
@@ -193,7 +212,188 @@ async def test_failure_beside_the_training_can_be_saved(tmp_path) -> None:
     loop = small_loop(Fails(after_n_batches=2, background=True), checkpoint, finish=10**6)
     with pytest.raises(ZeroDivisionError):
         await loop.run()
-    assert SavedCheckpoint.at(next(tmp_path.iterdir())).position == loop.position
+    assert names(tmp_path) == []
+    assert "a background extension has failed, or was left out" in caplog.text
+
+
+async def test_background_extension_that_is_left_out_keeps_the_boundary_from_being_saved(
+    tmp_path,
+) -> None:
+    class Counts(SimpleExtension):
+        count = 0
+
+        async def do(self, which_callback, *args) -> None:
+            self.count += 1
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    class Begins(TrainingExtension):
+        async def after_batch(self, batch) -> None:
+            if batch == 4:
+                self.main_loop.start_soon(fail)
+                await asyncio.sleep(0)
+
+    counts = Counts(every_n_batches=2, background=True)
+    loop = small_loop(Begins(), counts, Checkpoint(tmp_path, every_n_batches=2), finish=99)
+    with pytest.raises(ZeroDivisionError):
+        await loop.run()
+    assert [name[:14] for name in names(tmp_path)] == ["ckpt-000000002"]
+
+
+@pytest.mark.parametrize("level", ["batch", None])
+async def test_background_extension_that_was_cancelled_costs_no_end_but_that_of_a_grace(
+    tmp_path, level
+) -> None:
+    class Hangs(SimpleExtension):
+        async def do(self, which_callback, *args) -> None:
+            if level:
+                self._own_loop().request_finish(level)
+            await asyncio.Event().wait()
+
+    loop = small_loop(
+        Hangs(after_n_batches=1, background=True), Checkpoint(tmp_path), finish=4, grace_s=0.05
+    )
+    await loop.run()
+    assert len(names(tmp_path)) == (0 if level else 1)
+
+
+@pytest.mark.parametrize("place", ["before_batch", "step", "after_batch"])
+async def test_finish_that_is_raised_in_a_batch_keeps_it_from_being_saved(tmp_path, place) -> None:
+    class Stops(TrainingExtension):
+        async def before_batch(self, batch) -> None:
+            if place == "before_batch" and batch == 3:
+                raise TrainingFinish
+
+        async def after_batch(self, batch) -> None:
+            if place == "after_batch" and batch == 3:
+                raise TrainingFinish
+
+    loop = small_loop(Stops(), Checkpoint(tmp_path))
+    step = loop.algorithm.process_batch
+
+    async def stops(batch) -> None:
+        if place == "step" and batch == 3:
+            raise TrainingFinish
+        await step(batch)
+
+    loop.algorithm.process_batch = stops
+    await loop.run()
+    assert len(names(tmp_path)) == (1 if place == "after_batch" else 0)
+
+
+async def test_batch_that_was_broken_off_is_not_saved_by_a_run_that_trains_on_nothing(
+    tmp_path,
+) -> None:
+    is_broken = [True]
+
+    async def step(batch) -> None:
+        if batch == 3 and is_broken and is_broken.pop():
+            raise ZeroDivisionError
+
+    class Stops(TrainingExtension):
+        async def on_resumption(self) -> None:
+            self.main_loop.request_finish("batch")
+
+    loop = MainLoop(step, [1, 2, 3, 4], extensions=[Checkpoint(tmp_path)], signals="off")
+    with pytest.raises(ZeroDivisionError):
+        await loop.run()
+    loop.extensions.append(Stops())
+    await loop.run()
+    assert names(tmp_path) == []
+    with pytest.raises(CheckpointError, match="broken off in the middle of batch 3"):
+        loop.state_dict()
+    loop.extensions[-1] = FinishAfter(after_n_batches=3)
+    await loop.run()
+    assert len(names(tmp_path)) == 1
+
+
+async def test_stream_that_failed_is_entered_where_it_was(tmp_path) -> None:
+    is_broken, trained = [True], []
+
+    def batches():
+        for batch in range(5):
+            if batch == 3 and is_broken and is_broken.pop():
+                raise OSError("the network")
+            yield batch
+
+    def loop_of():
+        async def step(batch) -> None:
+            trained.append(batch)
+
+        checkpoint = Checkpoint(tmp_path, resume=True, on_error=True)
+        return MainLoop(
+            step, batches, extensions=[checkpoint, FinishAfter(after_n_epochs=1)], signals="off"
+        )
+
+    with pytest.raises(OSError, match="the network"):
+        await loop_of().run()
+    await loop_of().run()
+    assert trained == [0, 1, 2, 3, 4]
+
+
+async def test_quantities_of_the_last_batch_are_there_after_a_resumption(tmp_path) -> None:
+    class Last(TrainingExtension):
+        async def after_epoch(self) -> None:
+            self.main_loop.log.current_row["last"] = self.main_loop.quantities["cost"]
+
+    def loop_of(finish):
+        async def step(batch):
+            return {"cost": 2.0 * batch, "odd": object()}
+
+        checkpoint = Checkpoint(tmp_path, resume=True)
+        finishes = FinishAfter(after_n_batches=finish)
+        return MainLoop(step, [1, 2], extensions=[Last(), checkpoint, finishes], signals="off")
+
+    await loop_of(2).run()
+    log = await loop_of(3).run()
+    assert log[2]["last"] == 4.0
+
+
+async def test_stream_is_not_asked_for_its_state_where_nothing_is_saved() -> None:
+    class Odd:
+        def get_epoch_iterator(self, as_dict=True):
+            return iter([1, 2])
+
+        def state_dict(self):
+            raise NotImplementedError
+
+        def load_state_dict(self, state) -> None:
+            raise NotImplementedError
+
+    async def step(batch) -> None:
+        pass
+
+    finishes = FinishAfter(after_n_epochs=2)
+    log = await MainLoop(step, Odd(), extensions=[finishes], signals="off").run()
+    assert log.status["iterations_done"] == 4
+
+
+async def test_work_that_awaits_a_checkpoint_does_not_hold_up_a_run_that_fails(tmp_path) -> None:
+    heard = []
+
+    class Asks(TrainingExtension):
+        async def after_batch(self, batch) -> None:
+            self.main_loop.start_soon(self.ask)
+            await asyncio.sleep(0)
+            raise ZeroDivisionError
+
+        async def ask(self) -> None:
+            try:
+                await self.main_loop.request_checkpoint()
+            except CheckpointError as error:
+                heard.append(str(error))
+
+    with pytest.raises(ZeroDivisionError):
+        await small_loop(Asks(), Checkpoint(tmp_path), grace_s=30).run()
+    assert heard == ["there is no checkpoint as was asked for: the run ends without it"]
+
+
+async def test_lenient_checkpoint_is_not_lenient_about_resuming(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    loop = small_loop(Checkpoint(tmp_path / "file", resume=True, on_failure="log"))
+    with pytest.raises(CheckpointError):
+        await loop.run()
 
 
 async def test_run_that_is_given_up_saves_nothing(tmp_path) -> None:
