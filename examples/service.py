@@ -6,7 +6,12 @@ is; ``POST /pause`` holds it still until ``POST /resume``. The log is in ``servi
 
 ``service_client.py`` beside this sends it real digits. Ctrl-C or SIGTERM drains the service: the
 batch in flight is finished, and of each example that was acknowledged with 202, log and terminal
-say whether it was trained on or left in the queue. The queue is in memory: ``kill -9`` takes it.
+say whether it was trained on or left in the queue.
+
+Started again, the service goes on after its last batch, or, where ``kill -9`` ended it, at its last
+checkpoint: one is saved every 100 batches, at ``POST /checkpoint``, and whenever it is drained, in
+``service-checkpoints``. The queue is in memory and is lost in any case; so the examples are counted
+from 0 with each start, while all else goes on. To begin anew, move log and checkpoints away.
 """
 
 import argparse
@@ -14,6 +19,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,6 +31,8 @@ from pydantic import BaseModel, FailFast, Field
 
 from aloop import (
     Adam,
+    AloopError,
+    Checkpoint,
     GradientDescent,
     MainLoop,
     ParameterDict,
@@ -32,12 +40,14 @@ from aloop import (
     SimpleExtension,
     SQLiteLog,
     TrainingDataMonitoring,
+    as_stream,
     run_in_worker,
 )
 
 LEARNING_RATE = 0.01
 BATCH_SIZE = 32
 BATCHES_PER_EPOCH = 50
+BATCHES_PER_CHECKPOINT = 100
 MAX_BODY = 1 << 20  # bytes: what is larger is refused before it is in memory
 
 Array = np.ndarray[Any, Any]
@@ -75,7 +85,7 @@ def gradients(parameters: Arrays, batch: Arrays) -> tuple[dict[str, float], dict
 
 
 class Inbox:
-    """The examples that were accepted, and how many of them have got how far."""
+    """The examples that this process accepted, and how many of them have got how far."""
 
     def __init__(self, size: int) -> None:
         self.queue: asyncio.Queue[Example] = asyncio.Queue(size)
@@ -150,8 +160,16 @@ class RecentAccuracy(SimpleExtension):
         self.main_loop.status["recent_accuracy"] = share
 
 
-def create_app(database: str, queue_size: int) -> FastAPI:
-    """Make the service, with a log in this file and a queue of so many examples."""
+async def wait_until_restored(handle: RunHandle) -> None:
+    """Wait until the weights are those of the checkpoint, or raise why they are not."""
+    handle.pause()  # it holds still before its first batch, when everything has been put back
+    if not await handle.wait_paused():
+        await handle.wait()
+    handle.resume()
+
+
+def create_app(database: str, checkpoints: str | Path, queue_size: int) -> FastAPI:
+    """Make the service, with this log file and directory, and a queue of so many examples."""
     inbox = Inbox(queue_size)
     model = ParameterDict({"weights": np.zeros((64, 10)), "biases": np.zeros(10)})
     log = SQLiteLog(database)
@@ -159,7 +177,8 @@ def create_app(database: str, queue_size: int) -> FastAPI:
         # Inline, on the event loop's thread: a step takes some 40 µs, less than half of what the
         # way to the worker thread and back would.
         GradientDescent(model, gradients, Adam(LEARNING_RATE), where="inline"),
-        inbox.batches,
+        # Live: what was taken out of a queue does not come again, so nothing is left out.
+        as_stream(inbox.batches, on_resume="live"),
         model=model,
         log=log,
         grace_s=5,
@@ -168,6 +187,7 @@ def create_app(database: str, queue_size: int) -> FastAPI:
             TrainingDataMonitoring(["cost"], after_batch=True),
             TrainingDataMonitoring(["cost"], prefix="epoch", after_epoch=True),
             RecentAccuracy(),
+            Checkpoint(checkpoints, resume=True, every_n_batches=BATCHES_PER_CHECKPOINT),
         ],
     )
 
@@ -176,6 +196,7 @@ def create_app(database: str, queue_size: int) -> FastAPI:
         async with log:  # before the run, so that a file that is no log fails the start
             try:
                 async with loop.running() as app.state.handle:
+                    await wait_until_restored(app.state.handle)
                     yield
             finally:
                 # Flushed, for uvicorn ends the process by the signal that it was sent.
@@ -192,7 +213,7 @@ def create_app(database: str, queue_size: int) -> FastAPI:
 
     def running() -> RunHandle:
         handle: RunHandle = app.state.handle
-        if handle.state in ("starting", "running", "paused"):
+        if handle.state in ("running", "paused"):
             return handle
         raise HTTPException(503, f"the training is {handle.state}")
 
@@ -233,6 +254,16 @@ def create_app(database: str, queue_size: int) -> FastAPI:
     async def resume() -> None:
         running().resume()
 
+    @app.post("/checkpoint")
+    async def checkpoint() -> dict[str, Any]:
+        try:
+            saved = await running().request_checkpoint()
+        except AloopError as error:
+            # The error itself, which has paths in it, is for the terminal.
+            raise HTTPException(503, "the checkpoint could not be saved") from error
+        # Out of its name, ckpt-<iterations>-<run>, for the training may be further on by now.
+        return {"checkpoint": saved.name, "iterations_done": int(saved.name.split("-")[1])}
+
     return app
 
 
@@ -240,10 +271,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Learn handwritten digits from who sends them.")
     parser.add_argument("--port", type=int, default=8000, help="where it listens (8000)")
     parser.add_argument("--database", default="service.sqlite", help="the log (service.sqlite)")
+    parser.add_argument("--checkpoints", help="a directory (beside the log)")
     parser.add_argument("--queue", type=int, default=1024, help="how many examples wait (1024)")
     options = parser.parse_args()
     if options.queue < 1:
         parser.error(f"--queue is {options.queue}; expected 1 or more")
-    app = create_app(options.database, options.queue)
+    # Named after the log, because a checkpoint can only go on with the log that it was saved with.
+    log_file = Path(options.database)
+    checkpoints = options.checkpoints or log_file.with_name(f"{log_file.stem}-checkpoints")
+    app = create_app(options.database, checkpoints, options.queue)
     # A request that is half sent when the service stops has one second.
     uvicorn.run(app, port=options.port, access_log=False, timeout_graceful_shutdown=1)

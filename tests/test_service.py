@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from aloop.errors import UnknownRunError
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXAMPLE = {"pixels": [float(place % 17) for place in range(64)], "label": 3}
 BLANK = [0] * 64
+NONE_YET = {"accepted": 0, "trained": 0, "left": 0}
 DIGITS = 2 * 1437  # what the client of the lesson sends
 
 
@@ -94,6 +96,11 @@ class Service(Program):
 
     def status(self) -> dict[str, Any]:
         answer = self.http.get("/status")
+        assert answer.status_code == 200
+        return answer.json()
+
+    def prediction(self) -> dict[str, Any]:
+        answer = self.post("/predict", {"images": [BLANK, EXAMPLE["pixels"]]})
         assert answer.status_code == 200
         return answer.json()
 
@@ -448,6 +455,63 @@ def held(services: tuple[Service, ...], lesson_begun: Lesson) -> Held:
     )
 
 
+@dataclass
+class Lives:
+    """A service that is killed while it is paused, then stopped, then ended by its disk."""
+
+    directory: Path
+    saved: list[httpx.Response] = field(default_factory=list)  # while it waits, and is paused
+    # Before it is killed, after it is started again, before it is stopped, and after that.
+    statuses: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)  # and when it has failed
+    count_when_stopped: dict[str, int] = field(default_factory=dict)
+    refused: list[httpx.Response] = field(default_factory=list)  # as it fails, and when it has
+    learned: Recorded | None = None  # of all its lives
+
+    def look(self, service: Service) -> None:
+        self.statuses.append(service.status())
+        self.predictions.append(service.prediction())
+
+    def be_killed(self, service: Service) -> None:
+        assert service.post_examples(40).status_code == 202
+        service.wait_until_trained_on(40)
+        self.saved.append(service.post("/checkpoint"))
+        assert service.post("/pause").status_code == 204
+        assert service.post_examples(3).status_code == 202
+        self.saved.append(service.post("/checkpoint"))
+        self.look(service)
+        service.process.kill()
+
+    def be_stopped(self, service: Service) -> None:
+        self.look(service)
+        assert service.post_examples(20).status_code == 202
+        service.wait_until_trained_on(20)
+        self.look(service)
+        service.stop(signal.SIGTERM)
+        self.count_when_stopped = service.count
+
+    def fail(self, service: Service) -> None:
+        self.look(service)
+        checkpoints = self.directory / "service-checkpoints"
+        shutil.rmtree(checkpoints)
+        checkpoints.symlink_to("nowhere")  # so that not even root can make it anew
+        self.refused.append(service.post("/checkpoint"))
+        while service.status()["state"] != "closed":
+            pass
+        self.refused.append(service.post("/checkpoint"))
+        self.predictions.append(service.prediction())
+        self.learned = recorded(service)
+
+
+@pytest.fixture(scope="module")
+def lives(directory: Path) -> Lives:
+    lives = Lives(directory / "lives")
+    for live in (lives.be_killed, lives.be_stopped, lives.fail):
+        with service(lives.directory) as living:
+            live(living)
+    return lives
+
+
 # Before any training.
 
 
@@ -480,7 +544,7 @@ def test_what_is_no_digit_is_refused(held, place) -> None:
 
 
 def test_of_what_is_refused_nothing_is_accepted(held) -> None:
-    assert held.status_after_refusals["examples"] == {"accepted": 0, "trained": 0, "left": 0}
+    assert held.status_after_refusals["examples"] == NONE_YET
 
 
 # While it learns.
@@ -569,6 +633,43 @@ def test_two_signals_end_it_as_one_does(held, lesson) -> None:
     assert held.exit_code == lesson.exit_code_of_uvicorn
 
 
+# When it starts again.
+
+
+@pytest.mark.slow
+def test_a_checkpoint_can_be_asked_for_while_it_waits_and_while_it_is_paused(lives) -> None:
+    assert [answer.status_code for answer in lives.saved] == [200, 200]
+    waiting, paused = [answer.json() for answer in lives.saved]
+    done = lives.statuses[0]["iterations_done"]
+    assert waiting["iterations_done"] == paused["iterations_done"] == done >= 2
+    assert re.fullmatch(rf"ckpt-{done:09d}-[0-9a-f]{{8}}", waiting["checkpoint"])
+    assert paused["checkpoint"].startswith(waiting["checkpoint"])
+    assert lives.statuses[0]["state"] == "paused"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [0, 2], ids=["killed", "stopped"])
+def test_started_again_it_goes_on_from_where_it_was(lives, end) -> None:
+    before, after = lives.statuses[end : end + 2]
+    assert after == before | {"state": "running", "examples": NONE_YET}
+    assert lives.predictions[end] == lives.predictions[end + 1]  # to the last bit
+
+
+@pytest.mark.slow
+def test_what_was_in_the_queue_is_lost_and_counted_in_no_later_life(lives) -> None:
+    assert lives.statuses[0]["examples"] == {"accepted": 43, "trained": 40, "left": 3}
+    assert lives.count_when_stopped == {"accepted": 20, "trained": 20, "left": 0}
+    assert lives.learned.trained == 60
+
+
+@pytest.mark.slow
+def test_when_it_has_ended_there_is_no_checkpoint_to_be_had(lives) -> None:
+    assert [answer.status_code for answer in lives.refused] == [503, 503]
+    assert lives.refused[0].json() == {"detail": "the checkpoint could not be saved"}
+    assert lives.refused[1].json() == {"detail": "the training is closed"}
+    assert lives.predictions[-1] == lives.predictions[-2]
+
+
 @pytest.mark.slow
 def test_a_client_ends_and_says_so_when_the_service_goes(tmp_path) -> None:
     with (
@@ -584,19 +685,55 @@ def test_a_client_ends_and_says_so_when_the_service_goes(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_it_starts_again_with_the_same_log(tmp_path) -> None:
+def test_killed_before_its_first_checkpoint_it_begins_anew_in_the_same_log(tmp_path) -> None:
     with service(tmp_path) as killed:
         killed.post_examples(4)
         wait_until_recorded(killed, 4)
         killed.process.kill()
     with service(tmp_path) as again:
-        assert again.status()["examples"]["accepted"] == 0
+        assert again.status()["iterations_done"] == again.status()["examples"]["accepted"] == 0
         again.post_examples(2)
         again.wait_until_trained_on(2)
         again.stop(signal.SIGTERM)
     assert recorded(again).count == {"accepted": 2, "trained": 2, "left": 0}
     with read_log(tmp_path / "service.sqlite") as log:
         assert [run.ended_at is None for run in log.runs] == [True, False]
+
+
+@pytest.mark.slow
+def test_unasked_it_saves_every_100_batches(tmp_path) -> None:
+    checkpoints = tmp_path / "elsewhere"
+    options = ("--queue", "4096", "--checkpoints", str(checkpoints))
+    with service(tmp_path, *options) as killed:
+        for _ in range(13):
+            assert killed.post_examples(256).status_code == 202  # 104 batches at least
+        killed.wait_until_trained_on(13 * 256)
+        done = killed.status()["iterations_done"]
+        while not list(checkpoints.glob(f"ckpt-{done // 100 * 100:09d}-*")):
+            killed.status()
+        killed.process.kill()
+    with service(tmp_path, *options) as again:
+        status = again.status()
+        assert status["iterations_done"] == done // 100 * 100 < done
+        assert status["examples"] == NONE_YET
+        again.stop(signal.SIGTERM)
+    assert recorded(again).trained < 13 * 256
+    assert not (tmp_path / "service-checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_what_it_cannot_go_on_from_fails_the_start(tmp_path) -> None:
+    with service(tmp_path) as stopped:
+        assert stopped.post_examples(1).status_code == 202
+        stopped.wait_until_trained_on(1)
+        with service(tmp_path, "--checkpoints", "service-checkpoints") as second:
+            assert second.end() == 3
+        stopped.stop(signal.SIGTERM)
+    assert "CheckpointInUseError" in second.output
+    (tmp_path / "service.sqlite").unlink()
+    with service(tmp_path) as failing:
+        assert failing.end() == 3
+    assert "LogBehindError" in failing.output
 
 
 @pytest.mark.slow
@@ -614,7 +751,7 @@ def test_a_request_that_is_half_sent_holds_up_the_end_for_a_second(tmp_path) -> 
 
     with service(tmp_path) as waiting:
         assert asyncio.run(stop(waiting)) < 2.5
-    assert recorded(waiting).count == {"accepted": 0, "trained": 0, "left": 0}
+    assert recorded(waiting).count == NONE_YET
 
 
 @pytest.mark.slow
