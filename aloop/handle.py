@@ -30,8 +30,8 @@ class Requests(Protocol):
 class RunHandle:
     """A run that goes on beside the body of ``async with loop.running()``.
 
-    It belongs to that one run. All but `wait` and `wait_paused` may be called from any thread, and
-    as often as one likes.
+    It belongs to that one run. All but what is awaited may be called from any thread, and as often
+    as one likes.
     """
 
     def __init__(
@@ -93,6 +93,19 @@ class RunHandle:
                 "it to be under way; look at handle.state first"
             )
         return self._requests.request()
+
+    async def wait_started(self) -> None:
+        """Wait until the training has begun, or goes on: what was saved is put back by then.
+
+        Raises what the run failed with if it failed before.
+        """
+        if self._supervisor.is_part(current_part.get()):
+            raise ArgumentError(
+                "handle.wait_started() was awaited in a callback, a step or background work of the "
+                "run itself, which may wait for that; expected a task outside the run"
+            )
+        if not await self._supervisor.wait_started():
+            await self.wait()
 
     async def wait_paused(self) -> bool:
         """Wait until the run holds still after `pause`, no step or callback under way.

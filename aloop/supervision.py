@@ -172,6 +172,12 @@ class Supervisor:
         """Ask the run to go on, from whichever thread."""
         self._do(self.stop.resume)
 
+    async def wait_started(self) -> bool:
+        """Wait until the training has begun, or gone on; give whether it ever did."""
+        while self.is_running and not self.stop.has_started:
+            await asyncio.wait([self.stop.news()])
+        return self.stop.has_started
+
     async def wait_paused(self) -> bool:
         """Wait until the run holds still; give whether it does, or is to do something else."""
         stop = self.stop

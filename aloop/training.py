@@ -154,6 +154,7 @@ class Training:
             with self.profile.timer("initialization"):
                 await self._start()
             self._stop.has_started = True
+            self._stop.tell()
             with self.profile.timer("training"):
                 await self._heed(at_epoch_end=not self._stage.in_epoch)
                 while True:

@@ -160,14 +160,6 @@ class RecentAccuracy(SimpleExtension):
         self.main_loop.status["recent_accuracy"] = share
 
 
-async def wait_until_restored(handle: RunHandle) -> None:
-    """Wait until the weights are those of the checkpoint, or raise why they are not."""
-    handle.pause()  # it holds still before its first batch, when everything has been put back
-    if not await handle.wait_paused():
-        await handle.wait()
-    handle.resume()
-
-
 def create_app(database: str, checkpoints: str | Path, queue_size: int) -> FastAPI:
     """Make the service, with this log file and directory, and a queue of so many examples."""
     inbox = Inbox(queue_size)
@@ -196,7 +188,8 @@ def create_app(database: str, checkpoints: str | Path, queue_size: int) -> FastA
         async with log:  # before the run, so that a file that is no log fails the start
             try:
                 async with loop.running() as app.state.handle:
-                    await wait_until_restored(app.state.handle)
+                    # Until its weights are those of the checkpoint; or it fails, and the start too.
+                    await app.state.handle.wait_started()
                     yield
             finally:
                 # Flushed, for uvicorn ends the process by the signal that it was sent.

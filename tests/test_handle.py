@@ -712,3 +712,63 @@ async def test_what_was_trained_before_a_pause_is_in_the_file(tmp_path, steps) -
         await loop.log.flush()
         with read_log(database) as log:
             assert log.status["iterations_done"] == len(steps.batches)
+
+
+# ------------------------------------------------------------------ the start
+
+
+class Opens(TrainingExtension):
+    """Begins when it is let, and may fail then."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.let, self.fails = asyncio.Event(), fails
+
+    async def before_training(self) -> None:
+        await self.let.wait()
+        if self.fails:
+            raise ZeroDivisionError
+
+
+async def test_start_is_waited_for(steps) -> None:
+    opens = Opens()
+    loop = MainLoop(steps, endless, extensions=[opens], signals="off")
+    async with loop.running() as handle:
+        waiting = asyncio.create_task(handle.wait_started())
+        await turns(20)
+        assert (waiting.done(), handle.state) == (False, "starting")
+        opens.let.set()
+        await waiting
+        assert handle.state == "running"
+        await handle.wait_started()
+    await handle.wait_started()  # which was long ago
+
+
+async def test_start_that_fails_is_heard_of() -> None:
+    opens = Opens(fails=True)
+    loop = MainLoop(print, [1], extensions=[opens], signals="off")
+    with pytest.raises(ZeroDivisionError):
+        async with loop.running() as handle:
+            opens.let.set()
+            with pytest.raises(ZeroDivisionError):
+                await handle.wait_started()
+
+
+async def test_start_that_is_given_up_is_heard_of() -> None:
+    loop = MainLoop(print, [1], extensions=[Opens()], signals="off", grace_s=0)
+    with pytest.raises((asyncio.CancelledError, GivenUpError)):
+        async with loop.running() as handle:
+            handle.request_finish("batch")
+            with pytest.raises(GivenUpError):
+                await handle.wait_started()
+
+
+async def test_start_cannot_be_waited_for_in_the_run_itself() -> None:
+    class Waits(TrainingExtension):
+        async def before_training(self) -> None:
+            await handles[0].wait_started()
+
+    handles = []
+    with pytest.raises(ArgumentError, match="expected a task outside the run"):
+        async with MainLoop(print, [1], extensions=[Waits()], signals="off").running() as handle:
+            handles.append(handle)
