@@ -102,7 +102,8 @@ async def test_of_eight_loops_one_crashes_and_seven_finish(tmp_path) -> None:
             assert ("got_exception" in log.current_row) == (number == 3)
 
 
-@pytest.mark.parametrize("backend", [pytest.param("python", marks=pytest.mark.slow), "sqlite"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["python", "sqlite"])
 async def test_of_a_thousand_loops_ten_crash_each_by_itself(tmp_path, backend) -> None:
     database = tmp_path / "log.sqlite"
     crashing = {n * n for n in range(5, 15)}

@@ -188,7 +188,8 @@ async def train_on(tell: Tell, directory: str, seed: int, backend: str = "sqlite
     )
     tell("begun")
     await loop.run()
-    tell("ended", as_text(outcome(loop)))
+    is_stopped = loop.status["batch_interrupt_received"] or loop.status["epoch_interrupt_received"]
+    tell("stopped" if is_stopped else "ended", as_text(outcome(loop)))
 
 
 async def train_and_die(tell: Tell, directory: str, step: int, publication: int) -> None:

@@ -1,6 +1,7 @@
-"""A training that is killed again and again ends as one that never was."""
+"""A training that is killed or stopped again and again ends as one that never was."""
 
 import os
+import signal
 from time import sleep
 
 import pytest
@@ -33,8 +34,8 @@ def ended(told):
     return [line[1] for line in told if line[0] == "ended"]
 
 
-def kill_loop(server, tmp_path, straight, kills, backend):
-    """Kill trainings at moments drawn from the seed, so many times; compare what they end with."""
+def kill_loop(server, tmp_path, straight, kills, backend, signals=(signal.SIGKILL,)):
+    """End trainings at moments drawn from the seed, so many times; compare what they end with."""
     random = seeded(SEED)
     killed = trainings = 0
     while killed < kills:
@@ -45,7 +46,8 @@ def kill_loop(server, tmp_path, straight, kills, backend):
             child = server.start("train_on", directory=directory, seed=seed, backend=backend)
             told = [child.line() for _ in range(1 + random.randrange(14))]
             sleep(random.uniform(0, 0.01))  # the moment
-            told = [line for line in told if line is not None] + child.kill()
+            os.kill(child.pid, random.choice(signals))
+            told = [line for line in told if line is not None] + child.end()[0]
             directories_left(directory)
             if ended(told):
                 break
@@ -103,3 +105,13 @@ def test_training_killed_at_each_step_of_publishing_ends_as_the_straight_one(
     server, tmp_path, straight, publication
 ):
     assert die_at_steps(server, tmp_path, straight, range(0, 400, 4), publication) is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("backend", ["sqlite", "python"])
+def test_training_that_was_stopped_and_killed_50_times_ends_as_the_straight_one(
+    server, tmp_path, straight, backend
+):
+    signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+    kill_loop(server, tmp_path, straight, 50, backend, signals)

@@ -645,7 +645,7 @@ def failures(name: str, seeds: range, **options: object) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if number % 2 else ())
+        pytest.param(name, marks=pytest.mark.slow if number % 3 else ())
         for number, name in enumerate(TABLE)
     ],
 )

@@ -80,6 +80,7 @@ def seconds_to_end(job, **arguments):
     return json.loads(line)[1], seconds
 
 
+@pytest.mark.slow
 def test_program_ends_within_a_second_of_2000_flushes_with_cancellations(database):
     run, seconds = seconds_to_end("cancel_flushes", database=str(database), seed=SEED, flushes=2000)
     assert seconds < ENDS_S

@@ -175,6 +175,7 @@ def test_file_in_a_read_only_directory_is_refused_for_writing_with_a_remedy(data
     assert (database.read_bytes(), beside(database)) == (before, [])
 
 
+@pytest.mark.slow
 def test_file_in_a_read_only_directory_can_be_read(tmp_path):
     database = tmp_path / "log.sqlite"
     do_job("end_a_run", database=database)

@@ -129,7 +129,7 @@ def test_a_schedule_follows_from_its_seed_alone():
 @pytest.mark.parametrize(
     "defect",
     [
-        pytest.param(defect, marks=pytest.mark.slow if number % 4 else ())
+        pytest.param(defect, marks=pytest.mark.slow if number % 12 else ())
         for number, defect in enumerate(DEFECTS)
     ],
 )

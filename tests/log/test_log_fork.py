@@ -346,6 +346,7 @@ asyncio.run(main())
     assert is_sound(database)
 
 
+@pytest.mark.slow
 async def test_forking_while_a_group_is_being_written_holds_up_nobody(database):
     told = run_script(
         database,

@@ -1818,10 +1818,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    ("seconds", "processes", "each"), [(1, 1, 3), pytest.param(20, 5, 10, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("seconds", "processes", "each"), [(1, 1, 3), (20, 5, 10)])
 async def test_many_followers_of_a_fast_run_miss_no_row(database, seconds, processes, each):
     log, count = SQLiteLog(database), 1000 * seconds
     may_begin = asyncio.Event()
