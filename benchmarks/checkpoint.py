@@ -35,16 +35,14 @@ The files are made in a new directory in the one for temporary files, or in the 
 and take five times the size of the parameters.
 """
 
-import argparse
 import asyncio
-import json
 import logging
 import os
 import statistics
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -52,7 +50,7 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from log import SEED, Figure, as_data, describe_environment, format_table, positive, rounds_of
+from figures import SEED, Figure, make_parser, report, rounds_of, sizes_in
 from safetensors.numpy import load_file, save_file
 
 import aloop
@@ -449,26 +447,10 @@ def describe_checkpoint(path: Path, arrays: Arrays) -> None:
 
 def main() -> None:
     cases = {"heartbeat": measure_heartbeat, "save": measure_saving, "resume": measure_resuming}
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        choices=cases,
-        default=list(cases),
-        metavar="CASE",
-        help=f"of {', '.join(cases)}; default: all",
-    )
-    for name, size in asdict(Sizes()).items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=positive(type(size)),
-            default=size,
-            help="default: %(default)s",
-        )
+    parser = make_parser(__doc__, cases, Sizes())
     parser.add_argument("--directory", type=Path, metavar="PATH", help="on the disk to measure")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
     arguments = parser.parse_args()
-    sizes = Sizes(**{name: getattr(arguments, name) for name in asdict(Sizes())})
+    sizes = sizes_in(arguments, Sizes())
 
     arrays = make_arrays(sizes)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
@@ -477,16 +459,9 @@ def main() -> None:
             for case in arguments.cases
             for figure in cases[case](sizes, arrays, Path(directory))
         ]
-    print(format_table(figures))
-    print(f"\nMedians of {sizes.rounds} rounds, of {sizes.save_rounds} for save; seed {SEED}.")
-    environment = describe_environment() | {
-        "numpy": np.__version__,
-        "safetensors": safetensors.__version__,
-    }
-    print(", ".join(f"{name} {value}" for name, value in environment.items()))
-    if arguments.json is not None:
-        data = as_data(figures, sizes)
-        arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    note = f"Medians of {sizes.rounds} rounds, of {sizes.save_rounds} for save"
+    versions = {"numpy": np.__version__, "safetensors": safetensors.__version__}
+    report(figures, sizes, note, arguments.json, **versions)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,14 @@ Run it from the root of the repository, in an environment with aloop::
 With two cores, whatever else the machine does is in the figures of the heartbeat.
 """
 
-import argparse
 import asyncio
-import json
 import logging
 import os
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from time import perf_counter, process_time, sleep
 from typing import Any
 
@@ -49,7 +46,7 @@ os.environ |= dict.fromkeys(
 )
 
 import numpy as np
-from log import SEED, Figure, as_data, describe_environment, format_table, positive, rounds_of
+from figures import SEED, Figure, make_parser, report, rounds_of, sizes_in
 
 import aloop
 from aloop.offload import Worker
@@ -463,37 +460,16 @@ def main() -> None:
         "stall": measure_stall,
         "guard": measure_guard,
     }
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        choices=cases,
-        default=list(cases),
-        metavar="CASE",
-        help=f"of {', '.join(cases)}; default: all",
-    )
-    for name, size in asdict(Sizes()).items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=positive(type(size)),
-            default=size,
-            help="default: %(default)s",
-        )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    parser = make_parser(__doc__, cases, Sizes())
     arguments = parser.parse_args()
-    sizes = Sizes(**{name: getattr(arguments, name) for name in asdict(Sizes())})
-
+    sizes = sizes_in(arguments, Sizes())
     figures = [figure for case in arguments.cases for figure in cases[case](sizes)]
-    print(format_table(figures))
-    print(
-        f"\nMedians of {sizes.rounds} rounds for steps, {sizes.hop_rounds} for the hop, "
+    note = (
+        f"Medians of {sizes.rounds} rounds for steps, {sizes.hop_rounds} for the hop, "
         f"{sizes.stall_rounds} for stalls, {sizes.guard_rounds} for the guard, "
-        f"{sizes.quiet_rounds} for a quiet stream; seed {SEED}."
+        f"{sizes.quiet_rounds} for a quiet stream"
     )
-    print(", ".join(f"{name} {value}" for name, value in describe_environment().items()))
-    if arguments.json is not None:
-        data = as_data(figures, sizes)
-        arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    report(figures, sizes, note, arguments.json)
 
 
 if __name__ == "__main__":

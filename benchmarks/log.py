@@ -33,34 +33,38 @@ Run it from the root of the repository, in an environment with aloop::
 The files are made in the directory for temporary files; set TMPDIR to measure another disk.
 """
 
-import argparse
 import asyncio
 import gc
 import json
 import logging
-import os
-import platform
 import random
-import resource
 import sqlite3
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any
 
 import numpy as np
+from figures import (
+    SEED,
+    Figure,
+    make_parser,
+    memory_mb,
+    new_file,
+    positive,
+    report,
+    rounds_of,
+)
 
 import aloop
 from aloop.log.schema import CREATE
 from aloop.turns import SLICE_S, Turn
 
-SEED = 1
 RECORDS_A_STEP = 3
 RECORDS_A_ROW = 10
 STEPS_A_TRANSACTION = 1000
@@ -93,58 +97,9 @@ class Sizes:
 QUICK = Sizes(3000, 100_000, 30_000, 1.0, 2, 1)
 
 
-@dataclass
-class Figure:
-    """One line of the table."""
-
-    case: str
-    name: str
-    unit: str
-    values: list[float] = field(default_factory=list)
-    """One a round."""
-    budget: float | None = None
-    at_least: bool = False
-    """True when the budget must be reached, false when it must not be exceeded."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile of the rounds."""
-        if len(self.values) < 2:
-            return self.values[0], self.values[0]
-        low, _, high = statistics.quantiles(self.values, method="inclusive")
-        return low, high
-
-    @property
-    def is_met(self) -> bool | None:
-        """Whether the budget is kept, None without one."""
-        if self.budget is None:
-            return None
-        return self.median >= self.budget if self.at_least else self.median <= self.budget
-
-
 def value_at(time: int, place: int) -> float:
     """Give the record of a time under the key of this place: exact, and never the same twice."""
     return time * 0.25 + place * 1e6
-
-
-def rounds_of(cases: Iterable[Any], rounds: int, seed: int = SEED) -> Iterator[Any]:
-    """Give every case once a round, in an order shuffled anew, with the garbage collected."""
-    shuffled, cases = random.Random(seed), list(cases)
-    for _ in range(rounds):
-        for case in shuffled.sample(cases, len(cases)):
-            gc.collect()
-            yield case
-
-
-@contextmanager
-def new_file() -> Iterator[Path]:
-    """Give a path in a new directory."""
-    with tempfile.TemporaryDirectory() as directory:
-        yield Path(directory) / "log.sqlite"
 
 
 def stored_series(path: Path, key: str) -> list[tuple[int, float]]:
@@ -464,20 +419,6 @@ async def measure_reading(sizes: Sizes, cases: list[str]) -> list[Figure]:
 # Memory
 
 
-def memory_mb() -> tuple[float, float]:
-    """Give the memory of this process, and the most it ever was."""
-    try:
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        # Not on Linux, where a process begins with the peak of the one that started it.
-        unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        return peak, peak
-    found = dict(line.split(":", 1) for line in text.splitlines())
-    now, peak = (int(found[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
-    return now, peak
-
-
 def forget_peak() -> None:
     """Let the peak be what the process has now, where the system can do that."""
     try:
@@ -644,54 +585,6 @@ async def measure_readers(sizes: Sizes) -> list[Figure]:
 # Results
 
 
-def describe_environment() -> dict[str, str | int]:
-    """Tell what the figures depend on besides the code."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return {
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cores": cores,
-        "sqlite": sqlite3.sqlite_version,
-        "aloop": aloop.__version__,
-    }
-
-
-def format_number(number: float) -> str:
-    """Give a number with three digits that count, or all those before the point."""
-    return f"{number:,.0f}" if abs(number) >= 100 or number == 0 else f"{number:.3g}"
-
-
-def format_table(figures: list[Figure]) -> str:
-    """Give the results as a Markdown table."""
-    lines = ["| case | figure | median | quartiles | unit | budget |", "|---|---|--:|--:|---|--:|"]
-    for figure in figures:
-        low, high = map(format_number, figure.quartiles)
-        cells = [figure.case, figure.name, format_number(figure.median), f"{low}-{high}"]
-        cells.append(figure.unit)
-        if figure.budget is None:
-            cells.append("")
-        else:
-            sign = "≥" if figure.at_least else "≤"
-            cells.append(f"{sign} {figure.budget:g} {'met' if figure.is_met else 'missed'}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def as_data(figures: list[Figure], sizes: Sizes) -> dict[str, Any]:
-    """Give the results, every round of them, as plain data."""
-    return {
-        "environment": describe_environment(),
-        "sizes": asdict(sizes),
-        "figures": [
-            asdict(figure) | {"median": figure.median, "is_met": figure.is_met}
-            for figure in figures
-        ],
-    }
-
-
 def measure(sizes: Sizes, cases: list[str]) -> list[Figure]:
     figures: list[Figure] = []
     if "write" in cases:
@@ -709,19 +602,6 @@ def measure(sizes: Sizes, cases: list[str]) -> list[Figure]:
 CASES = ["write", "series", "rows", "open", "memory", "readers"]
 
 
-def positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
-    """Make what reads a number above 0 from the command line."""
-
-    def read(text: str) -> Any:
-        number = kind(text)
-        if number <= 0:
-            raise ValueError(f"{number} is not more than 0")
-        return number
-
-    read.__name__ = kind.__name__  # argparse says it
-    return read
-
-
 def main() -> None:
     if sys.argv[1:2] == ["_memory"]:  # the processes that the cases start
         asyncio.run(use_memory(int(sys.argv[2])))
@@ -729,15 +609,7 @@ def main() -> None:
     if sys.argv[1:2] == ["_readers"]:
         asyncio.run(follow_many(Path(sys.argv[2])))
         return
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        choices=CASES,
-        default=CASES,
-        metavar="CASE",
-        help=f"of {', '.join(CASES)}; default: all",
-    )
+    parser = make_parser(__doc__, CASES)
     parser.add_argument("--quick", action="store_true", help="small sizes: seconds, no figures")
     for name, size in asdict(Sizes()).items():
         parser.add_argument(
@@ -745,7 +617,6 @@ def main() -> None:
             type=positive(type(size)),
             help=f"default: {size:,}, {getattr(QUICK, name):,} with --quick",
         )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
     arguments = parser.parse_args()
     given = {name: value for name in asdict(QUICK) if (value := getattr(arguments, name))}
     sizes = Sizes(**asdict(QUICK if arguments.quick else Sizes()) | given)
@@ -753,12 +624,8 @@ def main() -> None:
         parser.error("--records has to be 100,000 at least, for rows to leave memory")
 
     figures = measure(sizes, arguments.cases)
-    print(format_table(figures))
-    print(f"\nMedians of {sizes.rounds} rounds, of {sizes.memory_rounds} for memory; seed {SEED}.")
-    print(", ".join(f"{name} {value}" for name, value in describe_environment().items()))
-    if arguments.json is not None:
-        data = as_data(figures, sizes)
-        arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    note = f"Medians of {sizes.rounds} rounds, of {sizes.memory_rounds} for memory"
+    report(figures, sizes, note, arguments.json)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ Run it from the root of the repository, in an environment with aloop::
 The files are made in the directory for temporary files; set TMPDIR to measure another disk.
 """
 
-import argparse
 import asyncio
 import gc
 import json
@@ -42,22 +41,12 @@ import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Protocol, TypeAlias
 
-from log import (
-    SEED,
-    Figure,
-    as_data,
-    describe_environment,
-    format_table,
-    memory_mb,
-    new_file,
-    positive,
-    rounds_of,
-)
+from figures import Figure, make_parser, memory_mb, new_file, report, rounds_of, sizes_in
 
 import aloop
 
@@ -378,33 +367,12 @@ def main() -> None:
         asyncio.run(use_memory(kind, int(loops), float(seconds)))
         return
     cases = {"sleep": measure_sleeping, "no sleep": measure_busy, "memory": measure_memory}
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--cases",
-        nargs="+",
-        choices=cases,
-        default=list(cases),
-        metavar="CASE",
-        help=f"of {', '.join(cases)}; default: all",
-    )
-    for name, size in asdict(Sizes()).items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=positive(type(size)),
-            default=size,
-            help="default: %(default)s",
-        )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures there")
+    parser = make_parser(__doc__, cases, Sizes())
     arguments = parser.parse_args()
-    sizes = Sizes(**{name: getattr(arguments, name) for name in asdict(Sizes())})
-
+    sizes = sizes_in(arguments, Sizes())
     figures = [figure for case in arguments.cases for figure in cases[case](sizes)]
-    print(format_table(figures))
-    print(f"\nMedians of {sizes.rounds} rounds, of {sizes.memory_rounds} for memory; seed {SEED}.")
-    print(", ".join(f"{name} {value}" for name, value in describe_environment().items()))
-    if arguments.json is not None:
-        data = as_data(figures, sizes)
-        arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    note = f"Medians of {sizes.rounds} rounds, of {sizes.memory_rounds} for memory"
+    report(figures, sizes, note, arguments.json)
 
 
 if __name__ == "__main__":
