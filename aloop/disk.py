@@ -1,4 +1,4 @@
-"""What files of more than one kind need: locks between processes, directories that are synced."""
+"""What files of more than one kind need: paths, locks between processes, synced directories."""
 
 import contextlib
 import errno
@@ -7,12 +7,14 @@ import socket
 import time
 from pathlib import Path
 
+from aloop.errors import ArgumentError
+
 try:
     import fcntl
 except ImportError:  # Windows, untested
     fcntl = None
 
-__all__ = ["FileLock", "sync_directory"]
+__all__ = ["FileLock", "absolute_path", "sync_directory"]
 
 
 class FileLock:
@@ -105,6 +107,22 @@ def _inode(path: Path) -> int | None:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_ino
     return None
+
+
+def absolute_path(name: str, path: object, expected: str) -> Path:
+    """Give a path, absolute; `ArgumentError` for what is none.
+
+    Parameters:
+        name: of the argument.
+        path: what was given.
+        expected: what it is the path of, with an example.
+    """
+    if not isinstance(path, str | Path) or not str(path) or "\0" in str(path):
+        raise ArgumentError(f"{name} is {path!r}; expected the path of {expected}")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ArgumentError(f"{name} is {path!r}: {error}; write out the home") from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -1,16 +1,14 @@
 """A directory of checkpoints: one run at a time publishes into it, whole or not at all."""
 
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from aloop.checkpoints.published import MANIFEST, Contents, SavedCheckpoint, State
-from aloop.disk import FileLock, sync_directory
+from aloop.disk import FileLock, absolute_path, sync_directory
 from aloop.errors import (
-    ArgumentError,
     CheckpointError,
     CheckpointInUseError,
     CheckpointVersionError,
@@ -167,8 +165,7 @@ class CheckpointDirectory:
         """
         self.claim()
         try:
-            self.prune(keep)  # what a run that was killed had no time for
-            found, _ = self.published()
+            found, _ = self._prune(keep)  # what a run that was killed had no time for
             self._number = max([self._number, *(checkpoint.number for checkpoint in found)]) + 1
             path = self._free_path(contents.name)
             self._write(contents, path, is_wanted)
@@ -208,11 +205,16 @@ class CheckpointDirectory:
 
         Never the newest that a run can be resumed from, nor what is broken and may be mended.
         """
+        _, removed = self._prune(keep)
+        return [checkpoint.path for checkpoint in removed]
+
+    def _prune(self, keep: int | None) -> tuple[list[SavedCheckpoint], list[SavedCheckpoint]]:
+        """Do so, and give what there was and what of it was removed."""
         found, _ = self.published()
-        doomed = superfluous(found, keep, self._is_sound)
-        for checkpoint in doomed:
+        removed = superfluous(found, keep, self._is_sound)
+        for checkpoint in removed:
             self._remove(checkpoint.path)
-        return [checkpoint.path for checkpoint in doomed]
+        return found, removed
 
     def _is_sound(self, checkpoint: SavedCheckpoint) -> bool:
         if checkpoint.path not in self._sound:
@@ -263,15 +265,8 @@ def superfluous(
 
 
 def as_directory(path: object) -> Path:
-    """Give the path of a directory, absolute; `ArgumentError` for what is no path."""
-    if not isinstance(path, str | os.PathLike) or not str(path) or "\0" in str(path):  # pyright: ignore[reportUnknownArgumentType]
-        raise ArgumentError(
-            f"path is {path!r:.80}; expected the path of a directory, such as 'run/checkpoints'"
-        )
-    try:
-        return Path(path).expanduser().absolute()  # pyright: ignore[reportUnknownArgumentType]
-    except RuntimeError as error:
-        raise ArgumentError(f"path is {path!r:.80}: {error}; write out the home") from error
+    """Give the path of a directory of checkpoints, absolute; `ArgumentError` for what is none."""
+    return absolute_path("path", path, "a directory, such as 'run/checkpoints'")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -34,6 +34,8 @@ _NATIVE: Final = frozenset(
 )
 """The names of the dtypes that safetensors has and numpy reads back."""
 
+_HOLDABLE: Final = "numbers, text, booleans, None, lists, tuples, dictionaries and numpy arrays"
+
 _OPAQUE: Final = "OV"  # kinds of dtypes: Python objects, and bytes that only another package knows
 _RESERVED: Final = "__metadata__"  # by safetensors
 
@@ -85,8 +87,7 @@ class _Packer:
         for plain in (bool, int, float, str):  # a member of an enumeration, say
             if isinstance(value, plain):
                 return plain(value)
-        raise self._refusal(place, value, "numbers, text, booleans, None, lists, tuples, "
-                            "dictionaries and numpy arrays of those")  # fmt: skip
+        raise self._refusal(place, value, f"{_HOLDABLE} of those")
 
     def _pack_items(self, items: Any, place: tuple[object, ...], name: str) -> list[Any]:
         if all(type(item) in _PLAIN for item in items) and not any(map(_is_huge, items)):

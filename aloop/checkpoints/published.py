@@ -153,10 +153,12 @@ class Contents:
         rest = {key: value for key, value in self.skeleton.items() if key != "model"}
         return unpack(rest, self.arrays) | {"model": model}
 
-    def write(self, directory: Path, number: int) -> "SavedCheckpoint":
+    def write(self, directory: Path, number: int) -> None:
         """Write all files into a directory that is there, and have them on the disk."""
         # Imported here and below, for most programs that import aloop save nothing.
         from safetensors import SafetensorError
+
+        # Its annotations leave out what kind of PathLike.
         from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
         (directory / STATE).write_text(json.dumps(self.skeleton, separators=(",", ":")), "utf-8")
@@ -167,7 +169,10 @@ class Contents:
             raise OSError(f"{error}, while {self.bytes} bytes were written") from error
         for name in (ARRAYS, MODEL):  # which nobody else may read otherwise, whatever the umask is
             (directory / name).chmod(stat.S_IMODE((directory / STATE).stat().st_mode))
-        files = {name: _size_and_digest(directory / name, sync=True) for name in FILES}
+        files: dict[str, dict[str, Any]] = {}
+        for name in FILES:
+            size, digest = _size_and_digest(directory / name, sync=True)
+            files[name] = {"bytes": size, "sha256": digest}
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -177,16 +182,14 @@ class Contents:
             "run": self.run,
             "log_sequence": self.sequence,
             "is_whole": self.is_whole,
-            "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in
-                      files.items()},
-        }  # fmt: skip
+            "files": files,
+        }
         manifest["sha256"] = _digest_of(manifest)
         with (directory / MANIFEST).open("x", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         sync_directory(directory)
-        return SavedCheckpoint.at(directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +291,13 @@ _NOT_VOUCHED: Final = "its size or checksum is not that of the manifest"
 
 
 _OF_BROKEN_FILES: Final = (
-    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
-)  # fmt: skip
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 @contextlib.contextmanager
@@ -297,14 +305,7 @@ def _broken(path: Path) -> Generator[None]:
     """Turn what comes of a broken file into an error that names it."""
     try:
         yield
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except _OF_BROKEN_FILES as error:
         raise CheckpointError(
             f"the checkpoint file {path} is broken: {error}; expected what was saved; restore it "
             "from a copy, or take another checkpoint"

@@ -69,8 +69,8 @@ class FinishAfter(SimpleExtension):
 
     def state_dict(self) -> dict[str, Any]:
         """Give the limits that were lifted, each as its counter and its number."""
-        return {"lifted": [[limit.counter, limit.limit] for limit in self._reached if
-                           limit.is_lifted]}  # fmt: skip
+        lifted = [limit for limit in self._reached if limit.is_lifted]
+        return {"lifted": [[limit.counter, limit.limit] for limit in lifted]}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Lift the limits that were lifted; one that is new to the training holds."""

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from aloop.disk import sync_directory
-from aloop.errors import ArgumentError, LogFileError, UnknownRunError
+from aloop.disk import absolute_path, sync_directory
+from aloop.errors import LogFileError, UnknownRunError
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
 __all__ = [
@@ -106,11 +106,7 @@ def _link(new: Path, database: Path) -> None:
 
 def as_path(database: object) -> Path:
     """Give the path of a log's file, absolute; `ArgumentError` for what is no path."""
-    if not isinstance(database, str | Path) or not str(database) or "\0" in str(database):
-        raise ArgumentError(
-            f"database is {database!r}; expected the path of a file, such as 'run.sqlite'"
-        )
-    return Path(database).expanduser().absolute()
+    return absolute_path("database", database, "a file, such as 'run.sqlite'")
 
 
 def refuse_missing(database: str | Path, run: str) -> None:
