@@ -10,7 +10,7 @@ from aloop.algorithms.base import as_algorithm
 from aloop.background import BackgroundWork
 from aloop.callbacks import Position
 from aloop.config import config
-from aloop.errors import AlreadyRunningError, NoModelError, NotRunningError
+from aloop.errors import AlreadyRunningError, CheckpointError, NoModelError, NotRunningError
 from aloop.exclusive import Possession
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, find_extension
@@ -247,15 +247,22 @@ class MainLoop:
     def state_dict(self) -> dict[str, Any]:
         """Give the state of the whole training, as JSON values and arrays: a checkpoint in memory.
 
-        Between two runs, or while one is paused; raises `AlreadyRunningError` otherwise. The rows
-        of a log in a file are not in it.
+        Between two runs, or while one is paused; raises `AlreadyRunningError` otherwise, and
+        `CheckpointError` where that is not the state of a whole boundary. The rows of a log in a
+        file are not in it.
         """
-        run = self._last_run
-        if run is not None and run.supervisor.is_running and not run.supervisor.stop.is_holding:
-            raise AlreadyRunningError(
-                "state_dict() was called while the run is under way; expected it to hold still; "
-                "await pause() and wait_paused() first, or request_checkpoint()"
-            )
+        supervisor = None if self._last_run is None else self._last_run.supervisor
+        if supervisor is not None and supervisor.is_running:
+            if not supervisor.stop.is_holding:
+                raise AlreadyRunningError(
+                    "state_dict() was called while the run is under way; expected it to hold "
+                    "still; pause() and await wait_paused() first, or request_checkpoint()"
+                )
+            if not supervisor.background.is_settled:
+                raise CheckpointError(
+                    "the state was asked for while a background extension is at work; expected it "
+                    "to have ended; await request_checkpoint(), which waits for it"
+                )
         return self._training.saver.state()
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:

@@ -5,6 +5,7 @@ protocols alone; nobody has to inherit from anything.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from aloop.callbacks import Position
@@ -153,8 +154,12 @@ class Background(Protocol):
 class Checkpoints(Protocol):
     """The saving and restoring of a training: see `aloop.saving`."""
 
-    async def prepare(self, wish: Any, *, is_main: bool) -> None:
-        """Make sure that checkpoints can be written where a `SaveWish` says."""
+    def expect(self, wish: Any) -> None:
+        """Hear of an extension that saves, by a `SaveWish`."""
+        ...
+
+    async def prepare(self, path: Path) -> None:
+        """Make sure that checkpoints can be written to a directory."""
         ...
 
     def save(self, wish: Any) -> None:

@@ -5,7 +5,7 @@ overwrites what was loaded.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,10 +49,14 @@ class Restorer:
 
     Parameters:
         training: the training.
+        directory_at: gives the directory of checkpoints of a path.
     """
 
-    def __init__(self, training: Trained) -> None:
+    def __init__(
+        self, training: Trained, directory_at: Callable[[Path], CheckpointDirectory]
+    ) -> None:
         self._training = training
+        self._directory_at = directory_at
         # Kept until they were put back: a run that failed before is run again.
         self._loads: list[LoadWish] = []
         self._state: State | None = None
@@ -104,7 +108,7 @@ class Restorer:
         return loads[0] if loads else None
 
     async def _load(self, load: LoadWish) -> bool:
-        found = await run_in_worker(_find, load)
+        found = await run_in_worker(self._find, load)
         if found is None:
             _logger.warning(
                 "%s finds no checkpoint in %s; the training goes on without", load.owner, load.path
@@ -122,21 +126,20 @@ class Restorer:
         _logger.info("%s loaded %s", load.owner, checkpoint.path)
         return True
 
-
-def _find(load: LoadWish) -> tuple[SavedCheckpoint, State] | None:
-    if not load.path.exists():
-        return None
-    if not load.path.is_dir():
-        raise CheckpointError(
-            f"{load.path} is a file; expected a checkpoint, which is a directory, or a directory "
-            "of checkpoints; correct the path"
-        )
-    if not is_checkpoint(load.path):
-        return CheckpointDirectory(load.path).read_newest(whole=load.is_resumption)
-    checkpoint = SavedCheckpoint.at(load.path)
-    if load.is_resumption and not checkpoint.is_whole:
-        raise CheckpointError(
-            f"the checkpoint {load.path} has the parameters of a model and no more; expected a "
-            "whole one to go on from; take another, or load its parameters alone"
-        )
-    return checkpoint, checkpoint.read()
+    def _find(self, load: LoadWish) -> tuple[SavedCheckpoint, State] | None:
+        if not load.path.exists():
+            return None
+        if not load.path.is_dir():
+            raise CheckpointError(
+                f"{load.path} is a file; expected a checkpoint, which is a directory, or a "
+                "directory of checkpoints; correct the path"
+            )
+        if not is_checkpoint(load.path):
+            return self._directory_at(load.path).read_newest(whole=load.is_resumption)
+        checkpoint = SavedCheckpoint.at(load.path)
+        if load.is_resumption and not checkpoint.is_whole:
+            raise CheckpointError(
+                f"the checkpoint {load.path} has the parameters of a model and no more; expected a "
+                "whole one to go on from; take another, or load its parameters alone"
+            )
+        return checkpoint, checkpoint.read()

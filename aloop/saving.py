@@ -34,11 +34,6 @@ from aloop.stopping import StopLevel, StopRequest
 
 __all__ = ["Saver"]
 
-_NOWHERE: Final = (
-    "a checkpoint was requested, but the loop has no Checkpoint extension; expected one, which "
-    "says where to save it; add Checkpoint('run/checkpoints')"
-)
-
 COPIED_AT_ONCE: Final = 1 << 20
 """Bytes of the largest array of the stream or an extension that is copied in the event loop."""
 
@@ -60,7 +55,7 @@ class Saver:
     def __init__(self, training: Trained) -> None:
         self._training = training
         self._due = Due()
-        self._restorer = Restorer(training)
+        self._restorer = Restorer(training, self._directory)
         self._directories: dict[Path, CheckpointDirectory] = {}
         self._main: SaveWish | None = None  # what a request asks for
         self._latest: dict[Path, Position] = {}  # where the last one of a directory was taken
@@ -89,15 +84,17 @@ class Saver:
 
     # What extensions and users ask for.
 
-    async def prepare(self, wish: SaveWish, *, is_main: bool) -> None:
+    def expect(self, wish: SaveWish) -> None:
+        """Hear of an extension that saves; the first one's is what a request asks for."""
+        if self._main is None or wish.is_whole > self._main.is_whole:
+            self._main = wish
+
+    async def prepare(self, path: Path) -> None:
         """Make sure that checkpoints can be written to a directory, for the length of the run.
 
-        With `is_main` it is the one of `request_checkpoint`, unless there is one. Raises
-        `CheckpointError` when they cannot, `CheckpointInUseError` while another run has it.
+        Raises `CheckpointError` when they cannot, `CheckpointInUseError` while another run has it.
         """
-        await self._worker.run(self._directory(wish.path).claim)
-        if is_main and (self._main is None or wish.is_whole > self._main.is_whole):
-            self._main = wish
+        await self._worker.run(self._directory(path).claim)
 
     def save(self, wish: SaveWish) -> None:
         """Have a checkpoint saved at the next boundary."""
@@ -116,8 +113,8 @@ class Saver:
 
     @property
     def can_save(self) -> bool:
-        """True when an extension has said where to."""
-        return bool(self._directories)
+        """True when an extension may want to."""
+        return self._main is not None
 
     def state(self) -> State:
         """Give a copy of the state of the training, which holds still.
@@ -128,12 +125,6 @@ class Saver:
             raise CheckpointError(
                 "the state was asked for, but the training was broken off in the middle of batch "
                 f"{self._training.position.batch}; expected a whole boundary; run() goes on to one"
-            )
-        background: BackgroundWork | None = getattr(self, "_background", None)
-        if background is not None and not background.is_settled:
-            raise CheckpointError(
-                "the state was asked for while a background extension is at work; expected it to "
-                "have ended; await request_checkpoint(), which waits for it"
             )
         packed = Packed.of(take(self._training, global_rng=False), copies_up_to=COPIED_AT_ONCE)
         return _complete(self._training, packed).state()
@@ -149,8 +140,11 @@ class Saver:
                 "a checkpoint was requested from another thread or event loop than the run's; "
                 "expected the run's own; use asyncio.run_coroutine_threadsafe"
             )
-        if self._main is None and self._stop.has_started:
-            raise CheckpointError(_NOWHERE)
+        if self._main is None:
+            raise CheckpointError(
+                "a checkpoint was requested, but the loop has no Checkpoint extension; expected "
+                "one, which says where to save it; add Checkpoint('run/checkpoints')"
+            )
         if self._stop.is_ending:
             raise CheckpointError(
                 "a checkpoint was requested when the training was over; expected it to be under "
@@ -266,12 +260,8 @@ class Saver:
         """Copy the state for all that is due; None where that failed and may."""
         due, self._due = self._due, Due()
         self._stop.want_checkpoint(False)
-        if self._main is None:
-            due.fail(CheckpointError(_NOWHERE))
-        elif due.requests:
+        if due.requests and self._main is not None:
             due.wishes.setdefault(self._main.path, self._main)
-        if not due.wishes:
-            return due, None
         self._name_stateless()
         begun = perf_counter()
         try:

@@ -13,7 +13,7 @@ from aloop.algorithms.base import as_quantities
 from aloop.background import BackgroundWork
 from aloop.callbacks import CallbackName, Position, Stage
 from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending, joined
-from aloop.errors import EmptyEpochError, TrainingFinish, brief
+from aloop.errors import CheckpointError, EmptyEpochError, TrainingFinish, brief
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, call_each
 from aloop.log.base import TrainingLog
@@ -102,10 +102,7 @@ class Training:
 
     @property
     def is_cut_off(self) -> bool:
-        """True when it ended in the middle of a batch, or of what the extensions do at a boundary.
-
-        And has not got any further since.
-        """
+        """True when it ended in the middle of a batch or boundary, and has got no further since."""
         return self._cut_off_at is not None and self._cut_off_at == self.position
 
     def begin(self, stop: StopRequest, background: BackgroundWork, *, is_profiled: bool) -> None:
@@ -128,8 +125,21 @@ class Training:
         """Tell the place in the stream that was consumed, though a fetch may be under way."""
         place = self._fetcher.place_ahead(self.epoch_iterator)
         if place is None:
+            if self._can_tell_place and self._fetcher.is_ahead(self.epoch_iterator):
+                raise CheckpointError(
+                    f"the data stream {self.data_stream!r:.200} is ahead by the batch that is "
+                    "awaited; expected a Checkpoint among the extensions, for which it is asked "
+                    "for its place before; add one, or wait for the batch"
+                )
             place = self._place_now()
         return completed(place, self._batch, self._epoch_place)
+
+    @property
+    def _can_tell_place(self) -> bool:
+        return isinstance(self.data_stream, Stateful) or isinstance(self.epoch_iterator, Stateful)
+
+    def _place_before_fetch(self) -> Place | None:  # which a stream that is not saved need not tell
+        return self._place_now() if self.saver.can_save else None
 
     def _place_now(self) -> Place:
         return place_in(self.data_stream, self.epoch_iterator if self._stage.in_epoch else None)
@@ -261,7 +271,6 @@ class Training:
     @blames("the data stream {self.data_stream!r}")
     async def _begin_epoch(self) -> None:
         self.epoch_iterator = self.data_stream.get_epoch_iterator(as_dict=True)
-        # Only where somebody may want it, for a stream can do without.
         self._epoch_place = beginning_of(self.data_stream) if self.saver.can_save else None
         self._stage = Stage.EPOCH_STARTED
         self._batch = 0
@@ -297,12 +306,8 @@ class Training:
         """Train on what is left of the epoch, batch after batch."""
         log, status = self.log, self.log.status
         stop, dispatcher, turn = self._stop, self.dispatcher, self._turn
-        tells_place = self.saver.can_save and (
-            isinstance(self.data_stream, Stateful) or isinstance(self.epoch_iterator, Stateful)
-        )
-        fetch, waits = self._fetcher.of(
-            self.epoch_iterator, stop, self._place_now if tells_place else None
-        )
+        tell_place = self._place_before_fetch if self._can_tell_place else None
+        fetch, waits = self._fetcher.of(self.epoch_iterator, stop, tell_place)
         fetch, waits = self.timed("read_data", fetch), waits or self._is_profiled
         while True:
             try:

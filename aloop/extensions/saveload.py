@@ -6,7 +6,6 @@ when `before_training` and `initialize` are done (see `aloop.saving`).
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, Final, Self, Unpack
 
@@ -18,6 +17,7 @@ from aloop.extensions.base import TrainingExtension
 from aloop.extensions.limits import Handler, LimitOptions
 from aloop.extensions.predicates import Predicate
 from aloop.extensions.simple import Options, SimpleExtension
+from aloop.protocols import Loop
 
 __all__ = ["Checkpoint", "Load"]
 
@@ -60,7 +60,7 @@ class Checkpoint(SimpleExtension):
 
     def __init__(
         self,
-        path: str | PathLike[str],
+        path: str | Path,
         *,
         resume: bool = False,
         keep: int | None = KEEP,
@@ -93,6 +93,16 @@ class Checkpoint(SimpleExtension):
             arguments = [_destination(tuple(arguments))]
         return super().add_condition(callbacks_names, predicate, arguments)
 
+    @property
+    def main_loop(self) -> Loop:
+        """The loop that this extension belongs to; it is told that checkpoints may be wanted."""
+        return super().main_loop
+
+    @main_loop.setter
+    def main_loop(self, main_loop: Loop) -> None:
+        self._main_loop = main_loop
+        main_loop.checkpoints.expect(self._wish(self.path, self.keep))
+
     def _held(self, handler: Handler, callback: str) -> Handler:
         """Hold none of its callbacks to its limits, which are for the saving.
 
@@ -119,10 +129,8 @@ class Checkpoint(SimpleExtension):
         await self._prepare()
 
     async def _prepare(self) -> None:
-        checkpoints = self.main_loop.checkpoints
-        await checkpoints.prepare(self._wish(self.path, self.keep), is_main=True)
-        for path in self._further_destinations():
-            await checkpoints.prepare(self._wish(path, 1), is_main=False)
+        for path in (self.path, *self._further_destinations()):
+            await self.main_loop.checkpoints.prepare(path)
 
     def _further_destinations(self) -> Iterator[Path]:
         for conditions in self._conditions.values():
@@ -172,7 +180,7 @@ class Load(TrainingExtension):
 
     def __init__(
         self,
-        path: str | PathLike[str],
+        path: str | Path,
         load_iteration_state: bool = False,
         load_log: bool = False,
         *,

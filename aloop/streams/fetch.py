@@ -41,7 +41,7 @@ class _Reader:
         self._task: asyncio.Task[None] | None = None
         self._is_last = False
         self.place: Any = None
-        """What told the place in the stream before the fetch that is under way."""
+        """The place in the stream before the fetch that is under way, None if it was not told."""
 
     def ask(self, tell_place: Callable[[], Any] | None) -> "asyncio.Future[Batch]":
         """Give what will have the next batch; the same again until it is taken."""
@@ -51,8 +51,8 @@ class _Reader:
         if self.is_lost:
             self._outcome = None
         if self._outcome is None:
-            if tell_place is not None:  # the iterator has not moved yet
-                self.place = deepcopy(tell_place())  # which may be what the iterator goes by
+            # The iterator has not moved yet; and what it tells may be what it goes by.
+            self.place = None if tell_place is None else deepcopy(tell_place())
             self._outcome = loop.create_future()
             if self._wanted is not None:
                 self._wanted.set_result(None)
@@ -189,12 +189,14 @@ class Fetcher:
 
         return wait, True
 
-    def place_ahead(self, iterator: Any) -> Any:
-        """Give the place in the stream before the batch that nobody has taken, None without one."""
+    def is_ahead(self, iterator: Any) -> bool:
+        """Say whether a batch is on its way, or there, that nobody has taken."""
         reader = self._reader
-        if reader is not None and reader.iterator is iterator and reader.is_ahead:
-            return reader.place
-        return None
+        return reader is not None and reader.iterator is iterator and reader.is_ahead
+
+    def place_ahead(self, iterator: Any) -> Any:
+        """Give the place in the stream before that batch, None where there is none, or no place."""
+        return self._reader.place if self._reader and self.is_ahead(iterator) else None
 
     def has_lost_its_place(self, iterator: Any) -> bool:
         """Say whether this is a generator that was cut off, with the event loop of its run."""

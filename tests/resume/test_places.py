@@ -7,7 +7,7 @@ import pytest
 
 from aloop import Checkpoint, DataStream, FinishAfter, MainLoop, TrainingExtension, as_stream
 from aloop.checkpoints import SavedCheckpoint
-from aloop.errors import ArgumentError, CheckpointValueError, StreamError
+from aloop.errors import ArgumentError, CheckpointError, CheckpointValueError, StreamError
 
 
 def loop_of(stream, directory, trained, finish, *extensions, **options) -> MainLoop:
@@ -433,3 +433,55 @@ def test_epoch_of_a_generator_that_its_event_loop_closed_begins_anew(tmp_path, c
     asyncio.run(loop.run())
     assert trained == [0, 1, 0, 1, 2, 3, 4]
     assert "was cut off when the event loop of the last run ended" in caplog.text
+
+
+def paused_in_a_wait(extensions):
+    let, waits, trained = asyncio.Event(), asyncio.Event(), []
+
+    async def step(batch) -> None:
+        trained.append(batch)
+
+    loop = MainLoop(step, lambda: Slow(let, waits), extensions=extensions, signals="off")
+    return loop, let, waits, trained
+
+
+async def test_state_in_memory_is_at_the_batch_before_the_one_that_is_awaited(tmp_path) -> None:
+    loop, let, waits, trained = paused_in_a_wait([Checkpoint(tmp_path)])
+    async with loop.running():
+        await waits.wait()
+        loop.pause()
+        assert await loop.wait_paused()
+        state = loop.state_dict()
+    again, let, waits, trained_again = paused_in_a_wait([FinishAfter(after_n_epochs=1)])
+    let.set()
+    again.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="raised StopIteration"):  # as this iterator ends
+        await again.run()
+    assert trained + trained_again == [0, 1, 2, 3, 4, 5]
+
+
+async def test_state_of_a_stream_that_went_ahead_unasked_is_refused() -> None:
+    loop, _, waits, _ = paused_in_a_wait([])
+    async with loop.running():
+        await waits.wait()
+        loop.pause()
+        assert await loop.wait_paused()
+        with pytest.raises(CheckpointError, match="is ahead by the batch that is awaited"):
+            loop.state_dict()
+
+
+async def test_checkpoint_that_comes_late_has_the_place(tmp_path) -> None:
+    class Adds(TrainingExtension):
+        async def after_batch(self, batch) -> None:
+            if batch == 1:
+                self.main_loop.extensions.append(Checkpoint(tmp_path, after_n_batches=2))
+
+    loop, let, waits, trained = paused_in_a_wait([Adds()])
+    async with loop.running() as handle:
+        await waits.wait()
+        await handle.request_checkpoint()
+    assert trained == [0, 1, 2]
+    await loop_of(lambda: Slow(let, waits), tmp_path, trained, 3).run()
+    let.set()
+    await loop_of(lambda: Slow(let, waits), tmp_path, trained, 6).run()
+    assert trained == [0, 1, 2, 3, 4, 5]
