@@ -23,7 +23,7 @@ from aloop.saving import Saver
 from aloop.signals import SignalMode, check_mode, subscribed
 from aloop.stalls import check_warning_time, watched
 from aloop.stopping import RunState, StopRequest, as_level
-from aloop.streams.base import as_stream, exclusive_parts
+from aloop.streams.adapt import as_stream, exclusive_parts
 from aloop.supervision import Supervisor, check_grace, require_event_loop
 from aloop.training import Training
 
