@@ -116,12 +116,12 @@ class MainLoop:
     @data_stream.setter
     def data_stream(self, data_stream: Stream) -> None:
         self._take_stream(data_stream)
-        self._training.data_stream = data_stream
+        self._training.reading.stream = data_stream
 
     @property
     def epoch_iterator(self) -> Any:
         """The iterator of the epoch under way, None before the first."""
-        return self._training.epoch_iterator
+        return self._training.reading.iterator
 
     @property
     def log(self) -> TrainingLog:
@@ -180,7 +180,7 @@ class MainLoop:
     @iteration_state.setter
     def iteration_state(self, state: tuple[Any, Any]) -> None:
         self._take_stream(state[0])
-        self._training.data_stream, self._training.epoch_iterator = state
+        self._training.reading.stream, self._training.reading.iterator = state
 
     def find_extension(self, name: str) -> TrainingExtension:
         """Find the extension of this name; `ExtensionLookupError` if none or several have it."""
@@ -342,6 +342,7 @@ class MainLoop:
         """Begin a run, as far as that takes no time, or refuse it."""
         if self._last_run is not None:
             self._last_run.supervisor.refuse_another(self.position)
+            self._last_run.possession.give_back()  # what its thread still reads is kept for this
         is_profiled = config.profile  # which may be refused, before anything is taken
         warning_s = self._stall_warning_s
         warning_s = config.stall_warning_s if warning_s is None else warning_s
@@ -349,7 +350,8 @@ class MainLoop:
         background = BackgroundWork(stop, self._grace_s)
         supervisor = Supervisor(stop, background, self._grace_s, self._dispatcher.halt)
         owner = f"another run ({self.log.name or self.log.h_uuid[:8]})"
-        possession = Possession(owner, lambda: supervisor.has_let_go)
+        reading = self._training.reading
+        possession = Possession(owner, lambda: supervisor.has_let_go and not reading.is_at_work)
         possession.take(exclusive_parts(self.data_stream))
         try:
             self._dispatcher.possess(possession)
@@ -364,7 +366,7 @@ class MainLoop:
     def _let_go(self, run: _Run) -> None:
         run.supervisor.end()
         self.log.end_run()
-        if run.supervisor.has_let_go:
+        if run.possession.is_over():
             run.possession.give_back()
 
     async def _see_through(self, run: _Run) -> TrainingLog:

@@ -23,7 +23,7 @@ __all__ = ["Worker", "current_worker", "run_in_worker"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_Call: TypeAlias = "tuple[asyncio.Future[Any], Callable[..., Any], Callable[[], Any]] | None"
+_Call: TypeAlias = "tuple[asyncio.Future[Any] | None, Callable[..., Any], Callable[[], Any]] | None"
 
 
 class Worker:
@@ -52,6 +52,21 @@ class Worker:
         Context variables are carried over. Cancelling the wait does not stop the function: the
         thread goes on with it, and later calls wait for their turn.
         """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(future, func, partial(_shielded(func), *args, **kwargs))
+        with thread_at_work():
+            return await future
+
+    def post(self, func: Callable[[], None]) -> None:
+        """Call the function on the thread, and tell nobody what came of it; it must not raise."""
+        self._put(None, func, func)
+
+    def _put(
+        self,
+        future: "asyncio.Future[Any] | None",
+        func: Callable[..., Any],
+        call: Callable[[], Any],
+    ) -> None:
         if self._is_closed:
             raise NotRunningError(
                 f"{self._name} is closed, for its run has ended; expected a call during the run; "
@@ -61,13 +76,10 @@ class Worker:
             thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             thread.start()
             self._thread = thread
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._asked += 1
         context = contextvars.copy_context()
         context.run(current_worker.set, None)  # which a call on this thread could wait for forever
-        self._calls.put((future, func, partial(context.run, _shielded(func), *args, **kwargs)))
-        with thread_at_work():
-            return await future
+        self._calls.put((future, func, partial(context.run, call)))
 
     @property
     def is_busy(self) -> bool:
@@ -110,6 +122,12 @@ class Worker:
     def _serve(self) -> None:
         while (item := self._calls.get()) is not None:
             future, self._function, call = item
+            if future is None:
+                call()
+                self._function = None
+                del item, call  # whose end may close this worker
+                self._done += 1
+                continue
             try:
                 # What was cancelled while it waited for its turn is not wanted any more.
                 result = None if future.cancelled() else call()

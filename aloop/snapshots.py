@@ -13,7 +13,7 @@ from aloop.errors import CheckpointValueError
 from aloop.log.base import TrainingLog
 from aloop.models import has_state, load_model_state, model_of, model_state
 from aloop.offload import run_in_worker
-from aloop.protocols import Algorithm, Stateful, Stream
+from aloop.protocols import Algorithm, Stateful
 from aloop.states import (
     algorithm_state,
     is_stateful,
@@ -23,6 +23,7 @@ from aloop.states import (
     state_of,
 )
 from aloop.streams.cursor import Place, is_replayed
+from aloop.streams.reading import Reading
 
 __all__ = ["Trained", "put_back", "stateless", "take", "take_model"]
 
@@ -40,10 +41,9 @@ class Trained(Protocol):
     """A training whose state is taken."""
 
     algorithm: Algorithm
-    data_stream: Stream
     model: Any
     log: TrainingLog
-    epoch_iterator: Any
+    reading: Reading
     quantities: Mapping[str, Any]
 
     @property
@@ -64,7 +64,7 @@ class Trained(Protocol):
         """Give its extensions, and those inside them."""
         ...
 
-    def go_to(self, position: Position, place: Mapping[str, Any], /) -> None:
+    async def go_to(self, position: Position, place: Mapping[str, Any], /) -> None:
         """Be at a position, and go to its place in the stream."""
         ...
 
@@ -137,8 +137,8 @@ def stateless(training: Trained) -> list[tuple[object, str]]:
         if model is None:
             kept = f"{left_out}, and there is no model; give it as MainLoop(…, model=…)"
         found.append((algorithm, f"the algorithm {algorithm!r:.200} has no state_dict(): {kept}"))
-    stream = training.data_stream
-    if is_replayed(stream, training.epoch_iterator):
+    stream = training.reading.stream
+    if is_replayed(stream, training.reading.iterator):
         what = f"the data stream {stream!r:.200} has no state_dict()"
         found.append((stream, f"{what}: who goes on fetches anew what was trained on"))
     found += [
@@ -169,7 +169,7 @@ async def put_back(
         await run_in_worker(load_algorithm_state, training.algorithm, state["algorithm"])
         _load_extensions(training, state["extensions"])
         training.quantities = dict(state["quantities"])
-        training.go_to(Position.from_dict(state["position"]), state["stream"])
+        await training.go_to(Position.from_dict(state["position"]), state["stream"])
     if global_rng:
         _load_global(state)
     if recall is not None:

@@ -13,17 +13,18 @@ from aloop.algorithms.base import as_quantities
 from aloop.background import BackgroundWork
 from aloop.callbacks import CallbackName, Position, Stage
 from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_ending, joined
-from aloop.errors import CheckpointError, EmptyEpochError, TrainingFinish, brief
+from aloop.errors import EmptyEpochError, TrainingFinish, brief
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, call_each
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
-from aloop.protocols import Algorithm, Stateful, Stream
+from aloop.protocols import Algorithm, Stream
 from aloop.saving import Saver
 from aloop.stalls import blames
 from aloop.stopping import LeftBehind, StopRequest
-from aloop.streams.cursor import Place, beginning_of, completed, enter, place_in, refuse_short
-from aloop.streams.fetch import END, Fetcher
+from aloop.streams.bridge import END
+from aloop.streams.cursor import Place
+from aloop.streams.reading import Reading
 from aloop.turns import Turn
 
 __all__ = ["Training"]
@@ -61,9 +62,9 @@ class Training:
         self, algorithm: Algorithm, data_stream: Stream, model: Any, log: TrainingLog
     ) -> None:
         self.algorithm = algorithm
-        self.data_stream = data_stream
         self.model = model
-        self.epoch_iterator: Any = None
+        self.reading = Reading(data_stream, lambda: self.saver.can_save)
+        """What it reads of its stream."""
         self.log = log
         self.quantities: Mapping[str, Any] = _NO_QUANTITIES
         """What the algorithm returned for the last batch."""
@@ -75,11 +76,8 @@ class Training:
         self._is_refused = False  # because what it was to go on from could not be put back
         self._is_profiled = False
         self._resources = AsyncExitStack()
-        self._fetcher = Fetcher()
         self._has_stream_failed = False
         self._cut_off_at: Position | None = None
-        self._epoch_place: Place | None = None  # at the beginning of the epoch
-        self._to_skip = 0  # batches of the epoch that were trained on before it was begun anew
         self._turn = Turn()
         self.saver = Saver(self)
         """Saves the training, and restores it."""
@@ -89,6 +87,11 @@ class Training:
     def status(self) -> Any:
         """A shortcut for ``log.status``."""
         return self.log.status
+
+    @property
+    def data_stream(self) -> Stream:
+        """Where the batches come from."""
+        return self.reading.stream
 
     @property
     def position(self) -> Position:
@@ -112,6 +115,7 @@ class Training:
         self._background = background
         self._is_open = self._is_refused = self._has_stream_failed = False
         self._resources = AsyncExitStack()
+        self.reading.begin(stop)
         self.saver.begin(stop, background)
         self._resources.callback(self.saver.end)
 
@@ -123,32 +127,12 @@ class Training:
 
     def place(self) -> Place:
         """Tell the place in the stream that was consumed, though a fetch may be under way."""
-        place = self._fetcher.place_ahead(self.epoch_iterator)
-        if place is None:
-            if self._can_tell_place and self._fetcher.is_ahead(self.epoch_iterator):
-                raise CheckpointError(
-                    f"the data stream {self.data_stream!r:.200} is ahead by the batch that is "
-                    "awaited; expected a Checkpoint among the extensions, for which it is asked "
-                    "for its place before; add one, or wait for the batch"
-                )
-            place = self._place_now()
-        return completed(place, self._batch, self._epoch_place)
+        return self.reading.place(self._batch, in_epoch=self._stage.in_epoch)
 
-    @property
-    def _can_tell_place(self) -> bool:
-        return isinstance(self.data_stream, Stateful) or isinstance(self.epoch_iterator, Stateful)
-
-    def _place_before_fetch(self) -> Place | None:  # which a stream that is not saved need not tell
-        return self._place_now() if self.saver.can_save else None
-
-    def _place_now(self) -> Place:
-        return place_in(self.data_stream, self.epoch_iterator if self._stage.in_epoch else None)
-
-    def go_to(self, position: Position, place: Mapping[str, Any]) -> None:
+    async def go_to(self, position: Position, place: Mapping[str, Any]) -> None:
         """Be at a position, and go to its place in the stream."""
         stage, batch = position.stage, position.batch
-        entered = enter(self.data_stream, place, batch, in_epoch=stage.in_epoch)
-        self.epoch_iterator, self._to_skip, self._epoch_place = entered
+        await self.reading.go_to(place, batch, in_epoch=stage.in_epoch)
         self._stage = Stage.TRAINING_STARTED if stage is Stage.NOT_STARTED else stage
         self._batch = batch
 
@@ -157,7 +141,7 @@ class Training:
     async def train(self) -> BaseException | None:
         """Open the log and train until a finish."""
         try:
-            self._resources.push_async_callback(self._fetcher.rest, self._stop)
+            self._resources.push_async_callback(self.reading.rest)
             await self._resources.enter_async_context(self.log.session())
             self._is_open = True
             self._resources.enter_context(self._turn)
@@ -250,7 +234,7 @@ class Training:
             await self.dispatcher.call(CallbackName.ON_RESUMPTION)
         self._stop.record(self.log)
         self.log.commit()
-        if self._stage.in_epoch and self._fetcher.has_lost_its_place(self.epoch_iterator):
+        if self._stage.in_epoch and self.reading.has_lost_its_place:
             self._leave_epoch()
 
     async def _restore(self) -> bool:
@@ -268,10 +252,8 @@ class Training:
             await self._run_batches()
         await self._end_epoch()
 
-    @blames("the data stream {self.data_stream!r}")
     async def _begin_epoch(self) -> None:
-        self.epoch_iterator = self.data_stream.get_epoch_iterator(as_dict=True)
-        self._epoch_place = beginning_of(self.data_stream) if self.saver.can_save else None
+        await self.reading.begin_epoch()
         self._stage = Stage.EPOCH_STARTED
         self._batch = 0
         self.status["received_first_batch"] = False
@@ -298,7 +280,8 @@ class Training:
 
     def _leave_epoch(self) -> None:
         self._stage = Stage.TRAINING_STARTED
-        self._batch = self._to_skip = 0
+        self._batch = 0
+        self.reading.leave_epoch()
         self.status["epoch_started"] = False
 
     @blames("the step {self.algorithm!r}")
@@ -306,8 +289,8 @@ class Training:
         """Train on what is left of the epoch, batch after batch."""
         log, status = self.log, self.log.status
         stop, dispatcher, turn = self._stop, self.dispatcher, self._turn
-        tell_place = self._place_before_fetch if self._can_tell_place else None
-        fetch, waits = self._fetcher.of(self.epoch_iterator, stop, tell_place)
+        reading = self.reading
+        fetch, waits = reading.fetching()
         fetch, waits = self.timed("read_data", fetch), waits or self._is_profiled
         while True:
             try:
@@ -318,15 +301,15 @@ class Training:
                 self._stream_failed(error)
                 raise
             if batch is END:
-                if self._fetcher.is_left:
+                if reading.is_left_to_come:
                     raise stop.failure or TrainingFinish("batch_interrupt_received")
-                if self._fetcher.has_news:
+                if reading.has_news:
                     await self._heed()
                     continue
-                refuse_short(self.data_stream, self._batch - self._to_skip, self._batch)
+                reading.end_epoch(self._batch)
                 return
-            if self._to_skip:
-                self._to_skip -= 1
+            if reading.to_skip:
+                reading.to_skip -= 1
                 if turn.is_over():
                     await turn.give_way()
                 if stop.is_due:

@@ -18,6 +18,7 @@ from aloop import (
     TrainingAlgorithm,
     TrainingExtension,
     as_algorithm,
+    as_stream,
     config,
     run_in_worker,
 )
@@ -145,7 +146,8 @@ async def test_a_stream_is_named(kind, caplog) -> None:
         hold()
         return [1]
 
-    streams = {"generator": generate, "async generator": generate_async}
+    inline = as_stream(generate, where="inline")
+    streams = {"generator": inline, "async generator": generate_async}
     await run(stream=streams.get(kind, make))
     (message,) = warnings_of(caplog)
     assert message.startswith("the data stream ")

@@ -8,6 +8,7 @@ from aloop.callbacks import CallbackName
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.limits import LimitOptions
 from aloop.extensions.simple import Options, SimpleExtension
+from aloop.streams.reading import epoch_length
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -134,15 +135,6 @@ class ProgressBar(TrainingExtension):
         bar, self.bar = self.bar, None
         if bar is not None:
             bar.close()
-
-
-def epoch_length(stream: Any) -> int | None:
-    """Give the number of batches in an epoch of the stream, or None where it is not known."""
-    scheme = getattr(stream, "iteration_scheme", None)
-    try:
-        return len(stream if scheme is None else scheme)
-    except TypeError:
-        return None
 
 
 def _lines(records: Mapping[str, Any]) -> list[str]:

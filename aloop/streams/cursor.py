@@ -18,6 +18,7 @@ from aloop.errors import CheckpointValueError, StreamError
 from aloop.protocols import Stateful, Stream
 
 __all__ = [
+    "SEQUENCE_ITERATORS",
     "OnResume",
     "Place",
     "beginning_of",
@@ -34,7 +35,8 @@ replayed up to there, or what comes next is live, and new."""
 
 Place: TypeAlias = dict[str, Any]
 
-_SEQUENCE_ITERATORS: Final = (type(iter([])), type(iter(())), type(iter(range(0))))
+SEQUENCE_ITERATORS: Final = (type(iter([])), type(iter(())), type(iter(range(0))))
+"""The iterators that never wait, and can be put anywhere."""
 
 _logger = logging.getLogger("aloop")
 
@@ -128,7 +130,7 @@ def enter(
 
 def _leave_out(stream: Stream, iterator: Any, batches: int) -> int:
     """Leave out batches of an epoch that has just begun, and give how many are yet to be."""
-    if type(iterator) in _SEQUENCE_ITERATORS:
+    if type(iterator) in SEQUENCE_ITERATORS:
         refuse_short(stream, length_hint(iterator), batches)
         iterator.__setstate__(batches)  # which pickle uses, and copy
         return 0
@@ -150,7 +152,7 @@ def is_replayed(stream: Stream, iterator: Any) -> bool:
     return not (
         isinstance(stream, Stateful)
         or isinstance(iterator, Stateful)
-        or type(iterator) in _SEQUENCE_ITERATORS
+        or type(iterator) in SEQUENCE_ITERATORS
         or getattr(stream, "on_resume", "replay") == "live"
     )
 

@@ -1,8 +1,9 @@
 """Fetching the batches of an epoch, whichever way its iterator gives them.
 
 While a batch is awaited nothing of the run is in flight, so a run that is to stop leaves a quiet
-stream at once. What waits for the batch is a task of the stream's own, which stays where it is,
-because a cancellation would end a generator; and the next run finds the batch that came to it.
+stream at once. What waits for the batch is a task of the stream's own, or its thread, which stays
+where it is, because a cancellation would end a generator; and the next run finds the batch that
+came to it.
 """
 
 import asyncio
@@ -11,19 +12,22 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from inspect import isasyncgen
-from typing import Any, Final
+from typing import Any, TypeVar
 
-from aloop.protocols import Batch
+from aloop.offload import Worker
+from aloop.protocols import Batch, Stream
 from aloop.stalls import blames
 from aloop.stopping import StopRequest
+from aloop.streams.base import READ_AHEAD
+from aloop.streams.bridge import END, ENDING_S, Bridge
+from aloop.streams.checks import check_of
+from aloop.streams.cursor import SEQUENCE_ITERATORS
 from aloop.tasks import create_hidden_task, show_task
+from aloop.turns import thread_at_work
 
 __all__ = ["END", "Fetcher"]
 
-END: Final = object()
-"""What comes after the last batch. A batch can be anything, None included."""
-
-_ENDING_S: Final = 0.5  # what a generator has for its clean-up when the event loop ends
+T = TypeVar("T")
 
 _logger = logging.getLogger("aloop")
 
@@ -97,7 +101,7 @@ class _Reader:
             self._wanted = None
         elif stop.is_swept:
             self._task.cancel()
-            await asyncio.wait([self._task], timeout=_ENDING_S)
+            await asyncio.wait([self._task], timeout=ENDING_S)
         else:
             self._is_last = True
             show_task(self._task)  # which the end of the event loop has to find
@@ -136,38 +140,54 @@ class _Reader:
                 _logger.warning("a data stream failed after its run had left it: %r", error)
 
 
-def _advancing(iterator: Iterator[Batch]) -> Callable[[], Batch]:
-    @blames("the data stream {iterator!r}")
-    def advance() -> Batch:
-        return next(iterator, END)
-
-    return advance
-
-
 class Fetcher:
-    """Fetches for one run after the other, and keeps the batch that an earlier one had to leave."""
+    """Fetches for one run after the other, and keeps what an earlier one had to leave."""
 
     def __init__(self) -> None:
         self._reader: _Reader | None = None
+        self._bridge: Bridge | None = None
+        self._worker: Worker | None = None
+        self._left_workers: list[Worker] = []
         self.is_left = False
         """Whether what was fetched last is no end, but the run is to stop."""
         self.has_news = False
         """Whether what was fetched last is no end, but something is to be done first."""
 
+    async def call(self, function: Callable[[], T]) -> T:
+        """Call a function in the thread that fetches."""
+        return await self._thread().run(function)
+
     def of(
-        self, iterator: Any, stop: StopRequest, tell_place: Callable[[], Any] | None = None
+        self,
+        stream: Stream,
+        iterator: Any,
+        stop: StopRequest,
+        tell_place: Callable[[], Any] | None = None,
     ) -> tuple[Callable[[], Any], bool]:
         """Give what fetches the next batch, or `END`, and whether it has to be awaited.
 
         Parameters:
+            stream: where the iterator is from.
             iterator: of the epoch.
             stop: what is asked of the run.
-            tell_place: tells the place in the stream, where it has to be asked before a batch is
-                fetched.
+            tell_place: gives a copy of the place in the stream, where it can tell it, or None.
         """
         self.is_left = self.has_news = False
-        if not hasattr(iterator, "__anext__"):
-            return _advancing(iterator), False
+        check = check_of(stream)
+        if hasattr(iterator, "__anext__"):
+            return self._awaiting(iterator, stop, tell_place, check), True
+        if getattr(stream, "where", "thread") == "inline" or type(iterator) in SEQUENCE_ITERATORS:
+            self._let_go()
+            return _advancing(stream, iterator, check), False
+        return self._taking(stream, iterator, stop, tell_place, check), True
+
+    def _awaiting(
+        self,
+        iterator: AsyncIterator[Batch],
+        stop: StopRequest,
+        tell_place: Callable[[], Any] | None,
+        check: Callable[[Batch], Batch],
+    ) -> Callable[[], Any]:
         if self._reader is None or self._reader.iterator is not iterator:
             self._let_go()
             self._reader = _Reader(iterator)
@@ -179,24 +199,64 @@ class Fetcher:
             await stop.wait_with(outcome)
             if outcome.cancelled():
                 stop.cancel()  # by whoever cancels every task, and the run in a moment
-            if stop.must_leave:
-                self.is_left = True
+            if self._is_kept_from_taking(stop, is_there=outcome.done()):
                 return END
-            if stop.is_paused or not outcome.done():
-                self.has_news = True
-                return END
-            return reader.take()
+            return check(reader.take())
 
-        return wait, True
+        return wait
+
+    def _taking(
+        self,
+        stream: Stream,
+        iterator: Iterator[Batch],
+        stop: StopRequest,
+        tell_place: Callable[[], Any] | None,
+        check: Callable[[Batch], Batch],
+    ) -> Callable[[], Any]:
+        worker = self._thread()
+        bridge = self._bridge
+        if bridge is None or bridge.iterator is not iterator:
+            self._let_go()
+            bridge = self._bridge = Bridge(
+                iterator,
+                name=f"the data stream {stream!r:.200}",
+                read_ahead=getattr(stream, "read_ahead", READ_AHEAD),
+                tell_place=tell_place,
+                worker=worker,
+            )
+        else:
+            bridge.go_on_in(worker)
+
+        async def take() -> Batch:
+            self.has_news = False
+            if not bridge.is_ready:
+                with thread_at_work():
+                    await stop.wait_with(bridge.ask())
+                if self._is_kept_from_taking(stop, is_there=bridge.is_ready):
+                    return END
+            return check(bridge.take())
+
+        return take
+
+    def _is_kept_from_taking(self, stop: StopRequest, *, is_there: bool) -> bool:
+        self.is_left = stop.must_leave
+        self.has_news = not self.is_left and (stop.is_paused or not is_there)
+        return self.is_left or self.has_news
 
     def is_ahead(self, iterator: Any) -> bool:
-        """Say whether a batch is on its way, or there, that nobody has taken."""
-        reader = self._reader
+        """Say whether an iterator has moved, or may at any time, for what nobody has taken."""
+        bridge, reader = self._bridge, self._reader
+        if bridge is not None and bridge.iterator is iterator:
+            return bridge.is_ahead
         return reader is not None and reader.iterator is iterator and reader.is_ahead
 
     def place_ahead(self, iterator: Any) -> Any:
-        """Give the place in the stream before that batch, None where there is none, or no place."""
-        return self._reader.place if self._reader and self.is_ahead(iterator) else None
+        """Give the place in the stream that was consumed, where the iterator may be further on.
+
+        None where it is not, or where there is no place.
+        """
+        reader: _Reader | Bridge | None = self._bridge or self._reader
+        return reader.place if reader is not None and self.is_ahead(iterator) else None
 
     def has_lost_its_place(self, iterator: Any) -> bool:
         """Say whether this is a generator that was cut off, with the event loop of its run."""
@@ -216,11 +276,55 @@ class Fetcher:
         """Let the run go, when it has ended."""
         if self._reader is not None:
             await self._reader.rest(stop)
+        if self._bridge is not None:
+            await self._bridge.rest()
+        self._end_thread()
+
+    @property
+    def is_at_work(self) -> bool:
+        """True while a thread is at work, perhaps for a run that has ended."""
+        self._left_workers = [worker for worker in self._left_workers if worker.is_busy]
+        return bool(self._left_workers) or (self._worker is not None and self._worker.is_busy)
+
+    def _thread(self) -> Worker:
+        if self._worker is None:
+            self._worker = Worker("aloop stream")
+        return self._worker
+
+    def _end_thread(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+            if worker.is_busy:
+                self._left_workers.append(worker)
 
     def _let_go(self) -> None:
-        # A reader that still waits would take a batch that another is to have.
+        # What still waits would take a batch that another is to have.
         if self._reader is not None:
             self._reader.let_go()
+            self._reader = None
+        if self._bridge is not None:
+            self._bridge.let_go()
+            self._bridge = None
 
     def __del__(self) -> None:
         self._let_go()
+        self._end_thread()
+
+
+def _advancing(
+    stream: Stream, iterator: Iterator[Batch], check: Callable[[Batch], Batch]
+) -> Callable[[], Batch]:
+    if not getattr(stream, "sources", ()):
+
+        @blames("the data stream {iterator!r}")
+        def advance() -> Batch:
+            return next(iterator, END)
+
+        return advance
+
+    @blames("the data stream {iterator!r}")
+    def advance_checked() -> Batch:
+        return check(next(iterator, END))
+
+    return advance_checked

@@ -58,6 +58,8 @@ class At(SimpleExtension):
 class CountingStream(DataStream):
     """Yields the numbers below `length` in each epoch and keeps those that were fetched."""
 
+    where = "inline"
+
     def __init__(self, length: int) -> None:
         self.length = length
         self.fetched: list[int] = []

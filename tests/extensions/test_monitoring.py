@@ -203,13 +203,6 @@ async def test_first_entry_counts_where_the_stream_has_no_sources():
     assert await records_of(loop) == {2: 7.0}
 
 
-async def test_first_entry_counts_where_the_batch_lacks_the_first_source():
-    batches = [{"a": [0], "b": [0]}, {"a": [0, 0, 0], "b": [0]}]
-    stream = Batches(batches, sources=("absent", "b"))
-    loop = one_epoch(TrainingDataMonitoring(["cost"]), stream, step_of(4.0, 8.0))
-    assert await records_of(loop) == {2: 7.0}
-
-
 async def test_example_of_a_stream_of_examples_weighs_one():
     examples = [{"x": np.zeros(1)}, {"x": np.zeros(3)}]
     stream = Batches(examples, sources=("x",), produces_examples=True)

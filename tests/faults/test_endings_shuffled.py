@@ -731,15 +731,15 @@ def lose_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that is ready is taken from its reader, though the run is to stop."""
     of = Fetcher.of
 
-    def hasty(self: Fetcher, iterator, stop: StopRequest, *more):
-        fetch, waits = of(self, iterator, stop, *more)
+    def hasty(self: Fetcher, stream, iterator, stop: StopRequest, *more):
+        fetch, waits = of(self, stream, iterator, stop, *more)
         if not waits:
             return fetch, waits
         reader = self._reader
         assert reader is not None
 
         async def take_at_once() -> object:
-            outcome = reader.ask(*more)
+            outcome = reader.ask(None)
             await stop.wait_with(outcome)
             batch = reader.take() if outcome.done() else END
             self.is_left = stop.level >= StopLevel.BATCH

@@ -1,0 +1,231 @@
+"""Advancing a sync iterator in a thread, ahead of what is consumed.
+
+Beside each batch that was read ahead is the place in the stream after it, so that the place
+consumed is known whatever the thread has read since. What was read and not consumed stays there
+from one run to the next.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from time import perf_counter
+from typing import Any, Final
+
+from aloop.offload import Worker
+from aloop.streams.base import READ_AHEAD
+from aloop.turns import thread_at_work
+
+__all__ = ["END", "ENDING_S", "Bridge"]
+
+END: Final = object()
+"""What comes after the last batch. A batch can be anything, None included."""
+
+ENDING_S: Final = 0.5
+"""How long the end of a run waits for a batch that is on its way, in seconds."""
+
+_HANDFUL_S: Final = 0.0003  # what is worth a wake-up of the event loop, which takes a third of it
+_MAX_HANDFUL: Final = 64
+
+_logger = logging.getLogger("aloop")
+
+
+class Bridge:
+    """Advances a sync iterator in a thread; what it gives is taken in the event loop.
+
+    Parameters:
+        iterator: of the epoch; only the thread uses it.
+        name: how messages call the stream.
+        read_ahead: how many batches are read before they are asked for, 0 or more. Batches that
+            take far less than a millisecond are read by the handful, for they cost less than to
+            wake the event loop does.
+        tell_place: gives the place in the stream, as something that does not change any more; it
+            is called in the thread after each batch, and before the first one by who asks for it.
+        worker: the thread, which somebody else ends; one of its own unless given.
+    """
+
+    def __init__(
+        self,
+        iterator: Iterator[Any],
+        *,
+        name: str,
+        read_ahead: int = READ_AHEAD,
+        tell_place: Callable[[], Any] | None = None,
+        worker: Worker | None = None,
+    ) -> None:
+        self.iterator = iterator
+        self.place: Any = None
+        """The place in the stream right after what was taken last."""
+        self._name = name
+        self._read_ahead = read_ahead
+        self._handful = 0  # how many are read ahead because they are so cheap
+        self._tell_place = tell_place
+        self._has_begun = False
+        self._given_worker = worker
+        self._worker = worker
+        # Each with the place after it, and what the iterator raised in its place.
+        self._fetched: deque[tuple[Any, Any, BaseException | None]] = deque()
+        self._has_stopped = False  # the thread, at the end or at an error, until it is asked again
+        self._is_last_taken = False  # what it had stopped at
+        self._is_resting = False  # between two runs nothing more is read
+        self._is_filling = False
+        self._changing = threading.Lock()  # of who decides whether the thread is at work
+        self._waiter: asyncio.Future[None] | None = None  # for a batch
+        self._idle: asyncio.Future[None] | None = None  # for the thread to hold still
+
+    @property
+    def is_ready(self) -> bool:
+        """True when there is something to take."""
+        return bool(self._fetched)
+
+    @property
+    def is_ahead(self) -> bool:
+        """True when the iterator has moved, or may at any time, for what was not taken."""
+        return self._is_filling or bool(self._fetched)
+
+    def take(self) -> Any:
+        """Give the next batch, or `END`, or raise what the iterator did in its place."""
+        batch, place, error = self._fetched.popleft()
+        if error is not None:
+            self._is_last_taken = True
+            raise error
+        self.place = place
+        if batch is END:
+            self._is_last_taken = True
+        elif not self._has_stopped and (
+            len(self._fetched) < max(self._read_ahead, self._handful // 2)
+        ):
+            self._fill_soon()
+        return batch
+
+    def ask(self) -> "asyncio.Future[None]":
+        """Give what is done when there is something to take."""
+        loop = asyncio.get_running_loop()
+        if self._waiter is None or self._waiter.done() or self._waiter.get_loop() is not loop:
+            self._waiter = loop.create_future()
+        waiter = self._waiter
+        if self._tell_place is not None and not self._has_begun:
+            self.place = self._tell_place()
+        self._has_begun = True
+        if self._is_last_taken:
+            self._is_last_taken = self._has_stopped = False
+        self._fill_soon()
+        if self._fetched:  # since before the thread could see that somebody waits
+            self._wake()
+        return waiter
+
+    async def advance(self) -> Any:
+        """Give the next batch, or `END`, or raise what the iterator did in its place."""
+        while not self._fetched:
+            with thread_at_work():
+                await self.ask()
+        return self.take()
+
+    async def rest(self) -> None:
+        """Let the run go: read no more until somebody asks.
+
+        A batch that is on its way is waited for, but not for long: one that never comes is named,
+        and the thread left to its wait. What comes then is there for the next run.
+        """
+        with self._changing:
+            self._is_resting = True
+            idle = self._idle = (
+                asyncio.get_running_loop().create_future() if self._is_filling else None
+            )
+        if idle is not None:
+            await asyncio.wait([idle], timeout=ENDING_S)
+            self._idle = None
+        if self._is_filling:
+            _logger.warning(
+                "%s gives no batch: the run ends without it, and its thread is left to wait for "
+                "it; what comes is kept for another run of this loop",
+                self._name,
+            )
+        if self._given_worker is None and self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def let_go(self) -> None:
+        """Read no more, for nobody will ask."""
+        self._is_resting = True
+        if self._given_worker is None and self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def go_on_in(self, worker: Worker) -> None:
+        """Use another thread from now on."""
+        self._given_worker = self._worker = worker
+
+    def __del__(self) -> None:
+        self.let_go()
+
+    def _fill_soon(self) -> None:
+        with self._changing:
+            self._is_resting = False
+            if self._is_filling:
+                return
+            self._is_filling = True
+        if self._worker is None:
+            self._worker = Worker("aloop stream")
+        self._worker.post(self._fill)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # In the thread.
+
+    def _fill(self) -> None:
+        while True:
+            self._read_some()
+            with self._changing:
+                if not self._has_room():
+                    self._is_filling = False
+                    break
+        idle = self._idle
+        if idle is not None:
+            with suppress(RuntimeError):  # its event loop is closed
+                idle.get_loop().call_soon_threadsafe(_settle, idle)
+
+    def _has_room(self) -> bool:
+        ahead = max(self._read_ahead, self._handful) + (self._waiter is not None)
+        return not (self._is_resting or self._has_stopped) and len(self._fetched) < ahead
+
+    def _read_some(self) -> None:
+        begun = perf_counter()
+        number = 0
+        woken: asyncio.Future[None] | None = None
+        while self._has_room():
+            self._read_one()
+            waiter = self._waiter
+            if waiter is not None and waiter is not woken:
+                woken = waiter
+                with suppress(RuntimeError):  # its event loop is closed
+                    waiter.get_loop().call_soon_threadsafe(self._wake)
+            number += 1
+            elapsed = perf_counter() - begun
+            if self._read_ahead and elapsed * _MAX_HANDFUL > number * _HANDFUL_S:
+                self._handful = int(number * _HANDFUL_S / elapsed)
+            elif self._read_ahead:
+                self._handful = _MAX_HANDFUL
+
+    def _read_one(self) -> None:
+        place: Any = None
+        error: BaseException | None = None
+        batch: Any = END
+        try:
+            batch = next(self.iterator, END)
+            if self._tell_place is not None:
+                place = self._tell_place()
+        except BaseException as raised:  # noqa: BLE001 - raised where the batch is taken
+            error = raised
+        self._has_stopped = batch is END or error is not None
+        self._fetched.append((batch, place, error))
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
