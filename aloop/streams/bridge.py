@@ -26,8 +26,11 @@ END: Final = object()
 ENDING_S: Final = 0.5
 """How long the end of a run waits for a batch that is on its way, in seconds."""
 
-_HANDFUL_S: Final = 0.0003  # what is worth a wake-up of the event loop, which takes a third of it
-_MAX_HANDFUL: Final = 64
+_HANDFUL_S: Final = 0.001
+"""How long a batch that is there waits for others to come: each wake-up of the event loop takes
+some 0.1 ms, and takes the interpreter from the thread that fetches."""
+
+_MAX_HANDFUL: Final = 32
 
 _logger = logging.getLogger("aloop")
 
@@ -73,6 +76,7 @@ class Bridge:
         self._is_filling = False
         self._changing = threading.Lock()  # of who decides whether the thread is at work
         self._waiter: asyncio.Future[None] | None = None  # for a batch
+        self._asked_at = 0.0
         self._idle: asyncio.Future[None] | None = None  # for the thread to hold still
 
     @property
@@ -103,6 +107,7 @@ class Bridge:
     def ask(self) -> "asyncio.Future[None]":
         """Give what is done when there is something to take."""
         loop = asyncio.get_running_loop()
+        self._asked_at = perf_counter()
         if self._waiter is None or self._waiter.done() or self._waiter.get_loop() is not loop:
             self._waiter = loop.create_future()
         waiter = self._waiter
@@ -111,9 +116,11 @@ class Bridge:
         self._has_begun = True
         if self._is_last_taken:
             self._is_last_taken = self._has_stopped = False
+        if self._read_ahead:
+            # The thread wakes the event loop for a handful, and the next batch may be a slow one.
+            loop.call_later(_HANDFUL_S, self._wake_if_any)
         self._fill_soon()
-        if self._fetched:  # since before the thread could see that somebody waits
-            self._wake()
+        self._wake_if_any()  # what came before the thread could see that somebody waits
         return waiter
 
     async def advance(self) -> Any:
@@ -171,6 +178,10 @@ class Bridge:
             self._worker = Worker("aloop stream")
         self._worker.post(self._fill)
 
+    def _wake_if_any(self) -> None:
+        if self._fetched:
+            self._wake()
+
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
@@ -185,6 +196,8 @@ class Bridge:
                 if not self._has_room():
                     self._is_filling = False
                     break
+        if self._fetched:
+            self._wake_soon(self._waiter)
         idle = self._idle
         if idle is not None:
             with suppress(RuntimeError):  # its event loop is closed
@@ -200,17 +213,24 @@ class Bridge:
         woken: asyncio.Future[None] | None = None
         while self._has_room():
             self._read_one()
-            waiter = self._waiter
-            if waiter is not None and waiter is not woken:
-                woken = waiter
-                with suppress(RuntimeError):  # its event loop is closed
-                    waiter.get_loop().call_soon_threadsafe(self._wake)
             number += 1
-            elapsed = perf_counter() - begun
-            if self._read_ahead and elapsed * _MAX_HANDFUL > number * _HANDFUL_S:
-                self._handful = int(number * _HANDFUL_S / elapsed)
-            elif self._read_ahead:
-                self._handful = _MAX_HANDFUL
+            now = perf_counter()
+            waiter = self._waiter
+            if waiter is not woken and self._is_enough(now - self._asked_at):
+                woken = waiter
+                self._wake_soon(waiter)
+            if self._read_ahead:
+                rate = number / (now - begun)
+                self._handful = int(min(_MAX_HANDFUL, rate * _HANDFUL_S))
+
+    def _wake_soon(self, waiter: "asyncio.Future[None] | None") -> None:
+        if waiter is not None:
+            with suppress(RuntimeError):  # its event loop is closed
+                waiter.get_loop().call_soon_threadsafe(self._wake)
+
+    def _is_enough(self, waited_s: float) -> bool:
+        """Say whether who waits is to be woken, though there might soon be more."""
+        return len(self._fetched) >= self._handful or waited_s >= _HANDFUL_S or self._has_stopped
 
     def _read_one(self) -> None:
         place: Any = None

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import random
 import threading
 import time
 import weakref
@@ -617,3 +618,38 @@ async def test_extensions_find_the_iterator_that_is_read():
     stream = Stepping(2)
     await loop_over(stream, Look(), epochs=1).run()
     assert [next(iterator, "exhausted") for iterator in found] == ["exhausted"]
+
+
+# ---- At random paces
+
+
+@pytest.mark.parametrize("block", [0, *[pytest.param(n, marks=pytest.mark.slow) for n in range(9)]])
+async def test_nothing_is_lost_whatever_the_pace_of_either_side(block):
+    for seed in range(100 * block, 100 * block + 40):
+        await _gone_through(random.Random(seed))
+
+
+async def _gone_through(numbers):
+    length = numbers.choice([0, 1, 5, 50, 300])
+    slow_at = {number for number in range(length) if numbers.random() < 0.05}
+    waits = numbers.choice([0, 0.01, 0.2])
+
+    def source():
+        for number in range(length):
+            if number in slow_at:  # about as long as a batch is kept for others to come
+                time.sleep(numbers.choice([0.0002, 0.0009, 0.001, 0.0011, 0.002]))
+            yield number
+
+    bridge = Bridge(source(), name="it", read_ahead=numbers.choice([0, 1, 2, 20]))
+    found = []
+    async with asyncio.timeout(30):
+        while not found or found[-1] is not END:
+            if numbers.random() < waits:
+                await asyncio.sleep(numbers.choice([0, 0.001]))
+            if numbers.random() < waits / 4:
+                await bridge.rest()
+            if numbers.random() < waits / 4:
+                bridge.ask().cancel()
+            found.append(await bridge.advance())
+    assert found == [*range(length), END]
+    await bridge.rest()
