@@ -5,6 +5,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -12,6 +13,7 @@ from collections.abc import (
 )
 from inspect import iscoroutine
 from typing import Any, Final, TypeAlias, cast
+from weakref import ref
 
 from aloop.errors import ArgumentError, StreamError, is_other
 from aloop.protocols import Stateful, Stream
@@ -33,7 +35,28 @@ Adapter: TypeAlias = Callable[[Any, OnResume], Stream]
 _adapters: dict[type, Adapter] = {}
 
 
-class IterableStream(DataStream):
+class _IteratingStream(DataStream):
+    """Base of the streams over what somebody else iterates over."""
+
+    _iterator: "ref[Any] | None" = None  # of the newest epoch; it may be its own to close
+
+    def _begin(self, iterable: Iterable[Any] | AsyncIterable[Any]) -> Any:
+        is_async = isinstance(iterable, AsyncIterable)
+        iterator: Any = aiter(iterable) if is_async else iter(iterable)
+        self._iterator = ref(iterator) if isinstance(iterator, Generator) else None
+        return iterator
+
+    def close(self) -> None:
+        """Close the generator of an epoch that was left before its end.
+
+        Raises what its clean-up raises, and ValueError while a thread is in it.
+        """
+        generator = None if self._iterator is None else self._iterator()
+        if generator is not None:
+            generator.close()
+
+
+class IterableStream(_IteratingStream):
     """Batches out of an iterable, sync or async; each epoch goes through it once."""
 
     def __init__(
@@ -52,7 +75,7 @@ class IterableStream(DataStream):
     def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any] | AsyncIterator[Any]:
         """Begin an epoch; batches come as they are, `as_dict` changes nothing."""
         iterable = self._iterable
-        iterator = aiter(iterable) if isinstance(iterable, AsyncIterable) else iter(iterable)
+        iterator = self._begin(iterable)
         if iterator is iterable:
             _refuse_second_epoch(iterable, self._used_up)
             self._used_up = True
@@ -89,7 +112,7 @@ class StatefulIterableStream(IterableStream):
         cast("Stateful", self._iterable).load_state_dict(state)
 
 
-class CallableStream(DataStream):
+class CallableStream(_IteratingStream):
     """Batches out of what a function without arguments returns, called anew for each epoch."""
 
     def __init__(self, function: Callable[[], object], on_resume: OnResume = "replay") -> None:
@@ -102,10 +125,8 @@ class CallableStream(DataStream):
     def get_epoch_iterator(self, *, as_dict: bool = True) -> Iterator[Any] | AsyncIterator[Any]:
         """Call the function and begin with what it returned, a sync or an async iterable."""
         made = self._function()
-        if isinstance(made, AsyncIterable):
-            return aiter(cast("AsyncIterable[Any]", made))
-        if _is_epoch(made):
-            return iter(cast("Iterable[Any]", made))
+        if isinstance(made, AsyncIterable) or _is_epoch(made):
+            return self._begin(cast("Iterable[Any]", made))
         if iscoroutine(made):
             made.close()  # or Python warns that it was never awaited, on top of this error
         raise StreamError(

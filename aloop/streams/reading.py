@@ -64,12 +64,11 @@ class Reading:
         """True for a generator that was cut off, with the event loop of its run."""
         return self._fetcher.has_lost_its_place(self.iterator)
 
-    @blames("the data stream {self.stream!r}")
     async def begin_epoch(self) -> None:
         """Begin the next epoch."""
-        begin: Callable[[], Any] = partial(self.stream.get_epoch_iterator, as_dict=True)
-        self.iterator = await self._fetcher.call(begin) if self._begins_in_thread else begin()
-        self._beginning = beginning_of(self.stream) if self._is_saved() else None
+        begin = partial(_begun, self.stream, is_saved=self._is_saved())
+        begun = await self._fetcher.call(begin) if self._begins_in_thread else begin()
+        self.iterator, self._beginning = begun
 
     @property
     def _begins_in_thread(self) -> bool:
@@ -151,6 +150,13 @@ class Reading:
         entering = partial(enter, self.stream, place, batches, in_epoch=in_epoch)
         entered = await self._fetcher.call(entering) if self._begins_in_thread else entering()
         self.iterator, self.to_skip, self._beginning = entered
+
+
+@blames("the data stream {stream!r}")
+def _begun(stream: Stream, *, is_saved: bool) -> tuple[Any, Place | None]:
+    """Begin an epoch; give its iterator, and the state of the stream then, if that is saved."""
+    iterator: Any = stream.get_epoch_iterator(as_dict=True)
+    return iterator, beginning_of(stream) if is_saved else None
 
 
 def epoch_length(stream: Any) -> int | None:

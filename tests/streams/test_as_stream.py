@@ -236,3 +236,45 @@ def test_a_stream_class_that_was_not_instantiated_is_refused():
 
 def test_the_stream_of_a_long_list_is_described_in_a_line():
     assert len(repr(as_stream([{"x": number} for number in range(100_000)]))) < 200
+
+
+# ---- Closing
+
+
+@pytest.mark.parametrize("make", [lambda function: function, lambda function: function()])
+def test_closing_ends_the_generator_of_an_epoch_that_was_left(make):
+    ends = []
+
+    def source():
+        try:
+            yield from range(5)
+        finally:
+            ends.append("closed")
+
+    stream = as_stream(make(source))
+    iterator = stream.get_epoch_iterator()
+    next(iterator)
+    stream.close()
+    assert ends == ["closed"]
+
+
+def test_what_the_clean_up_of_a_generator_raises_comes_out_of_closing():
+    def source():
+        try:
+            yield 1
+        finally:
+            raise OSError("cannot be closed")
+
+    stream = as_stream(source)
+    iterator = stream.get_epoch_iterator()
+    next(iterator)
+    with pytest.raises(OSError, match="cannot be closed"):
+        stream.close()
+
+
+@pytest.mark.parametrize("source", [[1, 2], lambda: [1, 2], generated, Reusable()])
+def test_closing_what_has_nothing_to_close_does_nothing(source):
+    stream = as_stream(source)
+    stream.close()
+    stream.get_epoch_iterator()
+    stream.close()

@@ -626,7 +626,7 @@ async def test_extensions_find_the_iterator_that_is_read():
 @pytest.mark.parametrize("block", [0, *[pytest.param(n, marks=pytest.mark.slow) for n in range(9)]])
 async def test_nothing_is_lost_whatever_the_pace_of_either_side(block):
     for seed in range(100 * block, 100 * block + 40):
-        await _gone_through(random.Random(seed))
+        await _gone_through(random.Random(seed))  # noqa: S311 - of no secret
 
 
 async def _gone_through(numbers):
