@@ -43,7 +43,6 @@ FLOORS = {
     "aloop.stopping": 2,
     "aloop.streams": 2,
     "aloop.streams.fuel": 5,
-    "aloop.streams.fuel_compat": 5,
     "aloop.streams.hdf5": 5,
     "aloop.streams.huggingface": 5,
     "aloop.streams.torch": 5,
@@ -63,7 +62,7 @@ FLOORS = {
 # What is optional, and the only modules that import it.
 OPTIONAL = {
     "datasets": {"aloop.streams.huggingface"},
-    "fuel": {"aloop.streams.fuel", "aloop.streams.fuel_compat"},
+    "fuel": {"aloop.streams.fuel.compat"},
     "h5py": {"aloop.streams.hdf5"},
     "jax": set(),
     "matplotlib": set(),

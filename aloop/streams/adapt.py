@@ -5,13 +5,12 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
-    Generator,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from inspect import iscoroutine
+from inspect import iscoroutine, isgenerator
 from typing import Any, Final, TypeAlias, cast
 from weakref import ref
 
@@ -43,7 +42,7 @@ class _IteratingStream(DataStream):
     def _begin(self, iterable: Iterable[Any] | AsyncIterable[Any]) -> Any:
         is_async = isinstance(iterable, AsyncIterable)
         iterator: Any = aiter(iterable) if is_async else iter(iterable)
-        self._iterator = ref(iterator) if isinstance(iterator, Generator) else None
+        self._iterator = ref(iterator) if isgenerator(cast("object", iterator)) else None
         return iterator
 
     def close(self) -> None:

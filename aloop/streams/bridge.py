@@ -87,7 +87,8 @@ class Bridge:
     @property
     def is_ahead(self) -> bool:
         """True when the iterator has moved, or may at any time, for what was not taken."""
-        return self._is_filling or bool(self._fetched)
+        # After the end the thread may still be on its way out, but it reads no more.
+        return bool(self._fetched) or (self._is_filling and not self._is_last_taken)
 
     def take(self) -> Any:
         """Give the next batch, or `END`, or raise what the iterator did in its place."""
