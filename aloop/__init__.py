@@ -34,10 +34,14 @@ from aloop.offload import run_in_worker
 from aloop.stopping import RunState
 from aloop.streams import (
     ArrayStream,
+    ConcatenatedStream,
     DataStream,
+    MixtureStream,
     SequentialScheme,
     ShuffledScheme,
+    ZippedStream,
     as_stream,
+    zip_streams,
 )
 
 __version__ = "0.1.0"
@@ -49,12 +53,14 @@ __all__ = [
     "CallbackName",
     "Checkpoint",
     "CompositeExtension",
+    "ConcatenatedStream",
     "DataStream",
     "FinishAfter",
     "FunctionAlgorithm",
     "GradientDescent",
     "Load",
     "MainLoop",
+    "MixtureStream",
     "Momentum",
     "OnLogRecord",
     "ParameterDict",
@@ -77,9 +83,11 @@ __all__ = [
     "TrainingExtension",
     "TrainingFinish",
     "TrainingLog",
+    "ZippedStream",
     "as_algorithm",
     "as_stream",
     "config",
     "read_log",
     "run_in_worker",
+    "zip_streams",
 ]

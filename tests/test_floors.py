@@ -148,7 +148,10 @@ def public_definitions(module: str):
     """The classes and functions of a module, and the methods of its classes, by name."""
     for node in ast.parse(MODULES[module].read_text()).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if node.name.startswith("_"):
+            is_overload = any(
+                isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list
+            )
+            if node.name.startswith("_") or is_overload:
                 continue
             yield node.name, node
             for inner in node.body if isinstance(node, ast.ClassDef) else ():

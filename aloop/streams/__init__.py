@@ -3,13 +3,39 @@
 from aloop.streams.adapt import as_stream
 from aloop.streams.arrays import ArrayStream
 from aloop.streams.base import DataStream
-from aloop.streams.schemes import BatchScheme, SequentialScheme, ShuffledScheme
+from aloop.streams.combined import (
+    ConcatenatedStream,
+    MixtureStream,
+    ZippedStream,
+    zip_streams,
+)
+from aloop.streams.queues import QueueStream
+from aloop.streams.schemes import (
+    BatchScheme,
+    ConcatenatedScheme,
+    ExampleScheme,
+    IterationScheme,
+    SequentialExampleScheme,
+    SequentialScheme,
+    ShuffledExampleScheme,
+    ShuffledScheme,
+)
 
 __all__ = [
     "ArrayStream",
     "BatchScheme",
+    "ConcatenatedScheme",
+    "ConcatenatedStream",
     "DataStream",
+    "ExampleScheme",
+    "IterationScheme",
+    "MixtureStream",
+    "QueueStream",
+    "SequentialExampleScheme",
     "SequentialScheme",
+    "ShuffledExampleScheme",
     "ShuffledScheme",
+    "ZippedStream",
     "as_stream",
+    "zip_streams",
 ]

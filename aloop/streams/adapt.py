@@ -10,8 +10,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from importlib import import_module
 from inspect import iscoroutine, isgenerator
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast, overload
 from weakref import ref
 
 from aloop.errors import ArgumentError, StreamError, is_other
@@ -28,6 +29,13 @@ __all__ = [
 ]
 
 _NEVER_WAIT: Final = (list, tuple, range)
+
+_ADAPTING: Final = {
+    "datasets": "aloop.streams.huggingface",
+    "torch": "aloop.streams.torch",
+}
+"""The modules that register adapters for the classes of other packages, which who has an object
+of such a class has imported anyway. Those of Fuel cannot be had without theirs."""
 
 Adapter: TypeAlias = Callable[[Any, OnResume], Stream]
 
@@ -135,6 +143,26 @@ class CallableStream(_IteratingStream):
         )
 
 
+@overload
+def as_stream(
+    source: DataStream | Iterable[Any] | AsyncIterable[Any] | Callable[[], object],
+    *,
+    on_resume: OnResume = ...,
+    where: Where | None = ...,
+    read_ahead: int = ...,
+) -> DataStream: ...
+
+
+@overload
+def as_stream(
+    source: object,
+    *,
+    on_resume: OnResume = ...,
+    where: Where | None = ...,
+    read_ahead: int = ...,
+) -> Stream: ...
+
+
 def as_stream(
     source: Any,  # as said below
     *,
@@ -147,7 +175,8 @@ def as_stream(
     Takes a stream (anything with Fuel's `get_epoch_iterator`), which is given back as it is; a
     list, tuple or other iterable of batches; an async iterable of batches; or a function without
     arguments that returns an iterable or async iterable and is called for each epoch. An iterable
-    with `state_dict` and `load_state_dict` tells its place by them.
+    with `state_dict` and `load_state_dict` tells its place by them. Torch's data loaders, Hugging
+    Face's data sets, and the queues of asyncio and anyio have streams of their own.
 
     Parameters:
         source: what there is.
@@ -204,6 +233,9 @@ def register_adapter(kind: type, adapter: Adapter) -> None:
 def _stream_of(source: Any, on_resume: OnResume) -> Stream:
     if isinstance(source, DataStream):
         return source
+    for package in {kind.__module__.partition(".")[0] for kind in type(source).__mro__}:
+        if package in _ADAPTING:
+            import_module(_ADAPTING[package])
     for kind, adapter in _adapters.items():
         if isinstance(source, kind):
             return adapter(source, on_resume)

@@ -22,6 +22,7 @@ from aloop.streams.base import READ_AHEAD
 from aloop.streams.bridge import END, ENDING_S, Bridge
 from aloop.streams.checks import check_of
 from aloop.streams.cursor import SEQUENCE_ITERATORS
+from aloop.streams.stages.epochs import AsyncEpochIterator
 from aloop.tasks import create_hidden_task, show_task
 from aloop.turns import thread_at_work
 
@@ -276,6 +277,8 @@ class Fetcher:
         """Let the run go, when it has ended."""
         if self._reader is not None:
             await self._reader.rest(stop)
+            if isinstance(self._reader.iterator, AsyncEpochIterator):
+                await self._reader.iterator.rest()
         if self._bridge is not None:
             await self._bridge.rest()
         self._end_thread()

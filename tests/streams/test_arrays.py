@@ -8,7 +8,14 @@ import pytest
 
 from aloop.errors import StreamError
 from aloop.protocols import Stateful, Stream
-from aloop.streams import ArrayStream, SequentialScheme, ShuffledScheme
+from aloop.streams import (
+    ArrayStream,
+    ConcatenatedScheme,
+    SequentialExampleScheme,
+    SequentialScheme,
+    ShuffledExampleScheme,
+    ShuffledScheme,
+)
 
 
 def make(examples=10, batch_size=4, **arrays):
@@ -149,6 +156,10 @@ def test_a_stream_of_arrays_is_stateful_by_the_protocol():
 def test_the_length_of_the_scheme_is_the_number_of_batches_given():
     stream = make(examples=11, batch_size=3)
     assert len(stream.iteration_scheme) == len(epochs(stream, 1)[0])
+
+
+def test_the_length_of_a_stream_is_that_of_its_scheme():
+    assert len(make(examples=11, batch_size=3)) == 4
 
 
 def test_closing_a_stream_of_arrays_leaves_it_usable():
@@ -331,14 +342,46 @@ def test_a_late_epoch_is_resumed_without_going_through_those_before():
         (make(), "scheme", "'SequentialScheme'", "'ShuffledScheme'"),
         (shuffled(seed=4), "seed", "4", "3"),
         (shuffled(batch_size=5), "batch_size", "5", "4"),
-        (shuffled(examples=9), "num_examples", "9", "10"),
     ],
-    ids=["scheme", "seed", "batch_size", "num_examples"],
+    ids=["scheme", "seed", "batch_size"],
 )
 def test_the_state_of_another_order_is_refused_by_both_values(other, key, was, has):
     with pytest.raises(StreamError) as caught:
         shuffled().load_state_dict(other.state_dict())
     assert f"the stream's state has {key} {was}, but the stream has {has}" in str(caught.value)
+
+
+def test_the_state_of_data_of_another_length_is_refused_by_both_lengths():
+    with pytest.raises(StreamError, match="with 9 examples in an epoch, and the stream has 10 now"):
+        shuffled().load_state_dict(shuffled(examples=9).state_dict())
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_the_state_of_an_order_with_another_end_is_refused(drop_last):
+    def over(drop_last):
+        scheme = SequentialScheme(10, 4, drop_last=drop_last)
+        return ArrayStream({"x": np.arange(10)}, iteration_scheme=scheme)
+
+    with pytest.raises(StreamError, match="the stream's state has drop_last"):
+        over(drop_last).load_state_dict(over(not drop_last).state_dict())
+
+
+def test_the_state_of_other_schemes_in_a_row_is_refused_by_what_differs():
+    def over(seed):
+        schemes = [SequentialScheme(10, 4), ShuffledScheme(10, 3, seed=seed)]
+        return ArrayStream({"x": np.arange(10)}, iteration_scheme=ConcatenatedScheme(schemes))
+
+    with pytest.raises(StreamError, match="the stream's state has seed 3, but the stream has 4"):
+        over(4).load_state_dict(over(3).state_dict())
+
+
+def test_the_state_of_more_schemes_in_a_row_is_refused():
+    def over(*examples):
+        schemes = [SequentialScheme(number, 2) for number in examples]
+        return ArrayStream({"x": np.arange(10)}, iteration_scheme=ConcatenatedScheme(schemes))
+
+    with pytest.raises(StreamError, match="the stream's state has schemes"):
+        over(4, 4).load_state_dict(over(4, 2, 2).state_dict())
 
 
 def test_a_state_that_is_refused_does_not_move_the_stream():
@@ -347,6 +390,106 @@ def test_a_state_that_is_refused_does_not_move_the_stream():
     with pytest.raises(StreamError):
         stream.load_state_dict(at(shuffled(seed=4), epochs=3, batches=1).state_dict())
     assert stream.state_dict() == before
+
+
+# ---- Single examples
+
+
+def examples_of(scheme, **arrays):
+    return ArrayStream(arrays or {"x": np.arange(10) * 10}, iteration_scheme=scheme)
+
+
+def test_a_scheme_of_examples_gives_them_one_at_a_time():
+    stream = examples_of(SequentialExampleScheme(3))
+    assert [example["x"] for example in stream.get_epoch_iterator()] == [0, 10, 20]
+
+
+def test_a_stream_of_single_examples_says_so():
+    assert examples_of(SequentialExampleScheme(3)).produces_examples is True
+
+
+def test_an_example_has_no_batch_axis():
+    stream = examples_of(SequentialExampleScheme(3), x=np.zeros((3, 4, 5)), y=np.zeros(3))
+    example = next(stream.get_epoch_iterator())
+    assert (example["x"].shape, np.shape(example["y"])) == ((4, 5), ())
+
+
+def test_changing_an_example_does_not_change_the_data():
+    data = np.zeros((3, 2))
+    next(examples_of(SequentialExampleScheme(3), x=data).get_epoch_iterator())["x"][:] = 1
+    assert data.sum() == 0
+
+
+def test_shuffled_examples_come_in_the_order_of_shuffled_batches():
+    stream = examples_of(ShuffledExampleScheme(10, seed=3))
+    singles = [int(example["x"]) for example in stream.get_epoch_iterator()]
+    assert singles == flat(shuffled().get_epoch_iterator())
+
+
+@pytest.mark.parametrize("taken", [0, 4, 10])
+def test_a_stream_of_examples_goes_on_from_any_of_them(taken):
+    def make():
+        return examples_of(ShuffledExampleScheme(10, seed=3))
+
+    straight = [int(example["x"]) for example in make().get_epoch_iterator()]
+    stopped, resumed = make(), make()
+    iterator = stopped.get_epoch_iterator()
+    for _ in range(taken):
+        next(iterator)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert [int(e["x"]) for e in resumed.get_epoch_iterator()] == straight[taken:]
+
+
+# ---- Schemes in a row
+
+
+@pytest.mark.parametrize("taken", range(6))
+@pytest.mark.parametrize("ended", [0, 2])
+def test_a_stream_of_schemes_in_a_row_goes_on_from_any_batch(ended, taken):
+    def make():
+        schemes = [ShuffledScheme(6, 4, seed=1), SequentialScheme([9, 7, 8, 1, 3], 2)]
+        return examples_of(ConcatenatedScheme(schemes))
+
+    state = json.loads(json.dumps(at(make(), ended, taken).state_dict()))
+    resumed = make()
+    resumed.load_state_dict(state)
+    straight = epochs(make(), ended + 2)
+    assert epochs(resumed, 2) == [straight[ended][taken:], straight[ended + 1]]
+
+
+# ---- Batches that are made later
+
+
+def test_a_batch_can_be_made_after_those_that_follow_it():
+    iterator = shuffled().get_epoch_iterator()
+    makers = [iterator.defer() for _ in range(3)]
+    made = [make()["x"].tolist() for make in reversed(makers)]
+    assert made[::-1] == epochs(shuffled(), 1)[0]
+
+
+def test_the_place_is_behind_a_batch_that_is_yet_to_be_made():
+    stream = shuffled()
+    stream.get_epoch_iterator().defer()
+    assert stream.state_dict()["batch"] == 1
+
+
+def test_a_batch_can_be_made_again():
+    make_batch = shuffled().get_epoch_iterator().defer()
+    assert make_batch()["x"].tolist() == make_batch()["x"].tolist()
+
+
+def test_a_batch_that_is_made_later_is_a_tuple_without_as_dict():
+    assert type(shuffled().get_epoch_iterator(as_dict=False).defer()()) is tuple
+
+
+def test_no_batch_can_be_made_after_the_last():
+    stream = shuffled()
+    iterator = stream.get_epoch_iterator()
+    for _ in range(3):
+        iterator.defer()
+    with pytest.raises(StopIteration):
+        iterator.defer()
+    assert (stream.state_dict()["epoch"], stream.state_dict()["batch"]) == (1, 0)
 
 
 # ---- What is refused
@@ -380,3 +523,9 @@ def test_arrays_without_examples_are_refused():
 def test_an_index_beyond_the_arrays_is_refused_though_the_examples_are_few():
     with pytest.raises(StreamError, match=r"asks for example 4, but the arrays have 4"):
         ArrayStream({"x": np.zeros(4)}, iteration_scheme=SequentialScheme([0, 4], 1))
+
+
+@pytest.mark.parametrize("scheme", [None, 3, range(3), SequentialScheme], ids=repr)
+def test_what_is_no_scheme_is_refused_by_its_value(scheme):
+    with pytest.raises(StreamError, match="expected a SequentialScheme, ShuffledScheme or another"):
+        ArrayStream({"x": np.zeros(4)}, iteration_scheme=scheme)

@@ -1,6 +1,7 @@
 """Iteration schemes: how many batches, of which examples, in which order."""
 
 import json
+from itertools import chain
 from zlib import crc32
 
 import numpy as np
@@ -10,9 +11,24 @@ from hypothesis import strategies as st
 
 from aloop.config import config
 from aloop.errors import StreamError
-from aloop.streams import BatchScheme, SequentialScheme, ShuffledScheme
+from aloop.streams import (
+    BatchScheme,
+    ConcatenatedScheme,
+    SequentialExampleScheme,
+    SequentialScheme,
+    ShuffledExampleScheme,
+    ShuffledScheme,
+)
 
 SCHEMES = (SequentialScheme, ShuffledScheme)
+EXAMPLE_SCHEMES = (SequentialExampleScheme, ShuffledExampleScheme)
+
+
+def requests(scheme, epoch=0):
+    """All that is asked for in an epoch, as lists and numbers."""
+    order = scheme.epoch_indices(epoch)
+    asked = [scheme.request(order, number) for number in range(len(scheme))]
+    return [one if isinstance(one, int) else one.tolist() for one in asked]
 
 
 @pytest.fixture
@@ -128,6 +144,97 @@ def test_indices_changed_after_the_scheme_was_made_do_not_reach_it():
     assert scheme.epoch_indices(0).tolist() == [0, 1, 2]
 
 
+# ---- Requests
+
+
+def test_requests_are_the_order_cut_into_batches():
+    assert requests(SequentialScheme(5, 2)) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "batches"), [(10, 5, 2), (10, 3, 3), (10, 10, 1), (9, 1, 9)]
+)
+def test_a_short_batch_at_the_end_can_be_left_out(examples, batch_size, batches):
+    scheme = SequentialScheme(examples, batch_size, drop_last=True)
+    asked = requests(scheme)
+    assert (len(scheme), [len(batch) for batch in asked]) == (batches, [batch_size] * batches)
+
+
+def test_what_is_left_out_at_the_end_is_another_each_epoch():
+    scheme = ShuffledScheme(10, 4, seed=3, drop_last=True)
+    left_out = [set(range(10)) - set(chain(*requests(scheme, epoch))) for epoch in range(5)]
+    assert all(len(left) == 2 for left in left_out)
+    assert len({frozenset(left) for left in left_out}) > 1
+
+
+def test_leaving_out_the_only_batch_is_refused_by_both_numbers():
+    with pytest.raises(StreamError, match="batch_size is 4 for 3 examples, with drop_last=True"):
+        ShuffledScheme(3, 4, drop_last=True)
+
+
+@pytest.mark.parametrize("scheme", EXAMPLE_SCHEMES)
+def test_a_scheme_of_examples_asks_for_each_alone(scheme):
+    made = scheme([4, 2, 9])
+    assert (made.requests_examples, len(made), made.num_examples) == (True, 3, 3)
+    assert sorted(requests(made)) == [2, 4, 9]
+    assert {type(one) for one in requests(made)} == {int}
+
+
+def test_shuffled_examples_have_the_order_of_the_batches_of_their_seed():
+    batches = requests(ShuffledScheme(20, 6, seed=3), epoch=4)
+    assert requests(ShuffledExampleScheme(20, seed=3), epoch=4) == list(chain(*batches))
+
+
+# ---- One after the other
+
+
+def concatenated():
+    return ConcatenatedScheme(
+        [SequentialScheme(5, 2), ShuffledScheme(range(5, 12), 3, seed=3, drop_last=True)]
+    )
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_schemes_in_a_row_ask_for_what_each_asks_for(epoch):
+    one, other = concatenated().schemes
+    assert requests(concatenated(), epoch) == requests(one, epoch) + requests(other, epoch)
+
+
+def test_lengths_of_schemes_in_a_row_are_sums():
+    scheme = concatenated()
+    assert (len(scheme), scheme.num_examples, scheme.requests_examples) == (5, 12, False)
+    assert sorted(scheme.indices.tolist()) == list(range(12))
+
+
+def test_schemes_of_examples_in_a_row_ask_for_examples():
+    scheme = ConcatenatedScheme([SequentialExampleScheme(2), SequentialExampleScheme([7, 8])])
+    assert (scheme.requests_examples, requests(scheme)) == (True, [0, 1, 7, 8])
+
+
+def test_rows_of_schemes_can_be_in_a_row_themselves():
+    scheme = ConcatenatedScheme([concatenated(), SequentialScheme([20, 21, 22], 2)])
+    assert requests(scheme, 2) == [*requests(concatenated(), 2), [20, 21], [22]]
+
+
+def test_the_state_of_schemes_in_a_row_has_that_of_each():
+    scheme = concatenated()
+    state = json.loads(json.dumps(scheme.state()))
+    assert state["schemes"] == [one.state() for one in scheme.schemes]
+
+
+@pytest.mark.parametrize("schemes", [[], None, 3, [3], "ab", SequentialScheme(3, 1)], ids=repr)
+def test_what_are_no_schemes_is_refused(schemes):
+    with pytest.raises(StreamError, match="expected a list of one or more schemes of aloop"):
+        ConcatenatedScheme(schemes)
+
+
+def test_schemes_that_ask_for_different_things_are_refused_by_their_names():
+    with pytest.raises(
+        StreamError, match="SequentialScheme for batches, ShuffledExampleScheme for examples"
+    ):
+        ConcatenatedScheme([SequentialScheme(3, 1), ShuffledExampleScheme(3)])
+
+
 # ---- The seed
 
 
@@ -179,6 +286,25 @@ def test_the_state_of_a_shuffled_scheme_has_its_seed_too():
 def test_the_state_is_json_even_if_the_scheme_was_made_of_numpy_integers():
     scheme = ShuffledScheme(np.arange(4), np.int64(3), seed=np.int64(5))
     assert json.loads(json.dumps(scheme.state())) == scheme.state()
+
+
+def test_the_state_says_that_a_short_batch_is_left_out_only_where_it_is():
+    assert SequentialScheme(10, 3, drop_last=True).state()["drop_last"] is True
+    assert "drop_last" not in SequentialScheme(10, 3).state()
+
+
+def test_the_state_of_a_scheme_of_examples_names_it():
+    assert ShuffledExampleScheme(4, seed=5).state() == {
+        "scheme": "ShuffledExampleScheme",
+        "num_examples": 4,
+        "indices_crc32": crc32(np.arange(4, dtype="<i8").tobytes()),
+        "seed": 5,
+    }
+
+
+def test_indices_cannot_be_changed_under_a_scheme():
+    with pytest.raises(ValueError, match="read-only"):
+        SequentialScheme([3, 1, 2], 2).indices[0] = 7
 
 
 # ---- What is refused
