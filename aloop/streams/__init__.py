@@ -9,7 +9,6 @@ from aloop.streams.combined import (
     ZippedStream,
     zip_streams,
 )
-from aloop.streams.queues import QueueStream
 from aloop.streams.schemes import (
     BatchScheme,
     ConcatenatedScheme,
@@ -30,7 +29,6 @@ __all__ = [
     "ExampleScheme",
     "IterationScheme",
     "MixtureStream",
-    "QueueStream",
     "SequentialExampleScheme",
     "SequentialScheme",
     "ShuffledExampleScheme",

@@ -31,6 +31,8 @@ __all__ = [
 _NEVER_WAIT: Final = (list, tuple, range)
 
 _ADAPTING: Final = {
+    "anyio": "aloop.streams.queues",
+    "asyncio": "aloop.streams.queues",
     "datasets": "aloop.streams.huggingface",
     "torch": "aloop.streams.torch",
 }

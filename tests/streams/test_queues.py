@@ -12,7 +12,7 @@ import pytest
 from aloop import Checkpoint, FinishAfter, MainLoop, TrainingExtension, as_stream
 from aloop.errors import EmptyEpochError, StreamError
 from aloop.protocols import Stateful, Stream
-from aloop.streams import QueueStream
+from aloop.streams.queues import QueueStream
 
 END = object()
 
