@@ -645,7 +645,7 @@ def failures(name: str, seeds: range, **options: object) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if number % 3 else ())
+        pytest.param(name, marks=pytest.mark.slow if number % 4 else ())
         for number, name in enumerate(TABLE)
     ],
 )
@@ -763,7 +763,12 @@ def forget_what_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 RACES = [
     ("a stop just after a batch was ready", lose_what_is_ready, "the batches were"),
-    ("a second press just after the first was heard", forget_what_comes_at_once, "the run was"),
+    pytest.param(
+        "a second press just after the first was heard",
+        forget_what_comes_at_once,
+        "the run was",
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
@@ -786,9 +791,9 @@ def test_a_seed_gives_the_same_run_again() -> None:
     def events(seed: int) -> list[object]:
         return [scene.events for scene in play(ACTS["cancelled"], seed).scenes]
 
-    for seed in range(10):
-        assert events(seed) == events(seed)
-    assert len({str(events(seed)) for seed in range(10)}) == 10
+    first = [events(seed) for seed in range(4)]
+    assert [events(seed) for seed in range(4)] == first
+    assert len(set(map(str, first))) == 4
 
 
 # The event loop itself.
