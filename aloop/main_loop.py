@@ -10,7 +10,13 @@ from aloop.algorithms.base import as_algorithm
 from aloop.background import BackgroundWork
 from aloop.callbacks import Position
 from aloop.config import config
-from aloop.errors import AlreadyRunningError, CheckpointError, NoModelError, NotRunningError
+from aloop.errors import (
+    AlreadyRunningError,
+    ArgumentError,
+    CheckpointError,
+    NoModelError,
+    NotRunningError,
+)
 from aloop.exclusive import Possession
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, find_extension
@@ -114,9 +120,10 @@ class MainLoop:
         return self._training.data_stream
 
     @data_stream.setter
-    def data_stream(self, data_stream: Stream) -> None:
-        self._take_stream(data_stream)
-        self._training.reading.stream = data_stream
+    def data_stream(self, data_stream: Any) -> None:
+        stream = as_stream(data_stream)
+        self._take_stream(stream)
+        self._training.reading.stream = stream
 
     @property
     def epoch_iterator(self) -> Any:
@@ -179,8 +186,15 @@ class MainLoop:
 
     @iteration_state.setter
     def iteration_state(self, state: tuple[Any, Any]) -> None:
-        self._take_stream(state[0])
-        self._training.reading.stream, self._training.reading.iterator = state
+        try:
+            stream, iterator = state
+        except (TypeError, ValueError):
+            raise ArgumentError(
+                f"iteration_state is {state!r:.80}; expected a data stream and the iterator of one "
+                "of its epochs, as iteration_state gives them; give both"
+            ) from None
+        self.data_stream = stream
+        self._training.reading.replace(iterator)
 
     def find_extension(self, name: str) -> TrainingExtension:
         """Find the extension of this name; `ExtensionLookupError` if none or several have it."""

@@ -98,8 +98,12 @@ class Worker:
         """True once its run has ended."""
         return self._is_closed
 
-    def close(self) -> None:
-        """End the thread when it is idle; leave it behind, as a daemon, when it is stuck."""
+    def close(self, *, is_idle: bool = False) -> None:
+        """End the thread when it is idle; leave it behind, as a daemon, when it is stuck.
+
+        Parameters:
+            is_idle: whether it is known to have nothing to do, though it may not say so yet.
+        """
         if self._is_closed:
             return
         self._is_closed = True
@@ -109,7 +113,7 @@ class Worker:
             return
         self._calls.put(None)
         # At once, for nothing is left for it to do; but no daemon runs any more at the very end.
-        if not (self.is_busy or sys.is_finalizing()):
+        if (is_idle or not self.is_busy) and not sys.is_finalizing():
             self._thread.join()
 
     def _work(self) -> None:

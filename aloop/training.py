@@ -253,7 +253,11 @@ class Training:
         await self._end_epoch()
 
     async def _begin_epoch(self) -> None:
-        await self.reading.begin_epoch()
+        try:
+            await self.reading.begin_epoch()
+        except BaseException as error:
+            self._stream_failed(error)
+            raise
         self._stage = Stage.EPOCH_STARTED
         self._batch = 0
         self.status["received_first_batch"] = False
@@ -349,10 +353,11 @@ class Training:
                     await self._heed()
 
     def _stream_failed(self, error: BaseException) -> None:
-        error.add_note(
-            f"raised by the data stream {self.data_stream!r} after batch {self._batch} of epoch "
-            f"{self.status['epochs_done'] + 1}"
-        )
+        stream, epoch = self.data_stream, self.status["epochs_done"] + 1
+        to_skip = self.reading.to_skip
+        batch = self._batch - to_skip if self._stage.in_epoch else 0
+        note = f"raised by the data stream {stream!r:.200} after batch {batch} of epoch {epoch}"
+        error.add_note(note + (f", which is replayed up to batch {self._batch}" * bool(to_skip)))
         self._has_stream_failed = True
 
     async def _heed(self, requested: Any = None, *, at_epoch_end: bool = False) -> None:

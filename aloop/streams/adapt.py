@@ -122,7 +122,11 @@ class StatefulIterableStream(IterableStream):
 
 
 class CallableStream(_IteratingStream):
-    """Batches out of what a function without arguments returns, called anew for each epoch."""
+    """Batches out of what a function without arguments returns, called anew for each epoch.
+
+    The function is called on the event loop's thread, for it may need the event loop. What takes
+    long belongs into a generator function, whose body runs in the thread that reads.
+    """
 
     def __init__(self, function: Callable[[], object], on_resume: OnResume = "replay") -> None:
         self._function = function
@@ -151,7 +155,7 @@ def as_stream(
     *,
     on_resume: OnResume = ...,
     where: Where | None = ...,
-    read_ahead: int = ...,
+    read_ahead: int | None = ...,
 ) -> DataStream: ...
 
 
@@ -161,7 +165,7 @@ def as_stream(
     *,
     on_resume: OnResume = ...,
     where: Where | None = ...,
-    read_ahead: int = ...,
+    read_ahead: int | None = ...,
 ) -> Stream: ...
 
 
@@ -170,7 +174,7 @@ def as_stream(
     *,
     on_resume: OnResume = "replay",
     where: Where | None = None,
-    read_ahead: int = READ_AHEAD,
+    read_ahead: int | None = None,
 ) -> Stream:
     """Make a stream out of what there is.
 
@@ -191,7 +195,9 @@ def as_stream(
             one after the other; ``"inline"``: on the event loop's thread, for what never waits,
             as lists, tuples and ranges, which are read so unless this says otherwise. A stream
             that is given back as it is has its own `where`, or is read in a thread.
-        read_ahead: how many batches the thread fetches before they are asked for, 0 or more.
+        read_ahead: how many batches the thread fetches before they are asked for, 0 or more;
+            unless given, 2, and where batches take far less than a millisecond, a handful, at
+            most 32, unless the source is live.
 
     Raises `StreamError` for anything else, text and single dictionaries included.
     """
@@ -199,7 +205,7 @@ def as_stream(
     if where is not None:
         is_other("where", where, "thread", "inline")
     stream = _stream_of(source, on_resume)
-    if where is None and read_ahead == READ_AHEAD:
+    if where is None and read_ahead is None:
         return stream
     if stream is source or not isinstance(stream, DataStream):
         raise ArgumentError(
@@ -208,16 +214,17 @@ def as_stream(
         )
     if where is not None:
         stream.where = where
-    stream.read_ahead = check_read_ahead("read_ahead", read_ahead)
+    stream.read_ahead = _checked(read_ahead)
     return stream
 
 
-def check_read_ahead(name: str, value: object) -> int:
-    """Give back a number of batches, 0 or more; `ArgumentError` if it is none."""
-    if isinstance(value, int) and value is not True and value >= 0:
-        return value
+def _checked(read_ahead: object) -> int | None:
+    if read_ahead is None or (
+        isinstance(read_ahead, int) and read_ahead is not True and read_ahead >= 0
+    ):
+        return read_ahead
     raise ArgumentError(
-        f"{name} is {value!r}; expected a number of batches, 0 or more; leave it out for "
+        f"read_ahead is {read_ahead!r}; expected a number of batches, 0 or more; leave it out for "
         f"{READ_AHEAD}"
     )
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from aloop.streams.cursor import OnResume
 
-__all__ = ["READ_AHEAD", "DataStream", "Where", "register_transform"]
+__all__ = ["READ_AHEAD", "DataStream", "Where", "read_ahead_of", "register_transform"]
 
 Where: TypeAlias = Literal["thread", "inline"]
 """Where the next batch of a sync iterator is fetched: in a thread, ahead of what is consumed, or
@@ -36,9 +36,9 @@ class DataStream(ABC):
     where: Where = "thread"
     """Where the next batch is fetched, if the epoch iterators are sync ones."""
 
-    read_ahead: int = READ_AHEAD
-    """How many batches a thread fetches before they are asked for, 0 or more. Batches that take
-    far less than a millisecond are fetched by the handful."""
+    read_ahead: int | None = None
+    """How many batches a thread fetches before they are asked for, 0 or more. With None it is 2,
+    and where batches take far less than a millisecond, a handful, unless the stream is live."""
 
     @property
     def begins_in_thread(self) -> bool:
@@ -156,6 +156,13 @@ class DataStream(ABC):
                 side.
         """
         return _transforms["prefetch"](self, depth=depth, workers=workers)
+
+
+def read_ahead_of(stream: Any) -> int | None:  # of whatever kind
+    """Give how far ahead a thread reads a stream, None if it may do so by the handful."""
+    read_ahead = getattr(stream, "read_ahead", None)
+    is_live = getattr(stream, "on_resume", "replay") == "live"
+    return READ_AHEAD if read_ahead is None and is_live else read_ahead
 
 
 def register_transform(name: str, transform: "Callable[..., DataStream]") -> None:

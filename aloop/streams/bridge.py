@@ -14,6 +14,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any, Final
 
+from aloop.errors import StreamError
 from aloop.offload import Worker
 from aloop.streams.base import READ_AHEAD
 from aloop.turns import thread_at_work
@@ -40,38 +41,40 @@ class Bridge:
 
     Parameters:
         iterator: of the epoch; only the thread uses it.
+        worker: the thread, which its owner ends after `rest`.
         name: how messages call the stream.
-        read_ahead: how many batches are read before they are asked for, 0 or more. Batches that
-            take far less than a millisecond are read by the handful, for they cost less than to
-            wake the event loop does.
+        read_ahead: how many batches are read before they are asked for, 0 or more; unless given,
+            2, and those that take far less than a millisecond by the handful, for they cost less
+            than to wake the event loop does.
         tell_place: gives the place in the stream, as something that does not change any more; it
             is called in the thread after each batch, and before the first one by who asks for it.
-        worker: the thread, which somebody else ends; one of its own unless given.
     """
 
     def __init__(
         self,
         iterator: Iterator[Any],
+        worker: Worker,
         *,
         name: str,
-        read_ahead: int = READ_AHEAD,
+        read_ahead: int | None = None,
         tell_place: Callable[[], Any] | None = None,
-        worker: Worker | None = None,
     ) -> None:
         self.iterator = iterator
         self.place: Any = None
         """The place in the stream right after what was taken last."""
         self._name = name
-        self._read_ahead = read_ahead
+        self._read_ahead = READ_AHEAD if read_ahead is None else read_ahead
+        self._takes_handfuls = read_ahead is None
         self._handful = 0  # how many are read ahead because they are so cheap
         self._tell_place = tell_place
         self._has_begun = False
-        self._given_worker = worker
         self._worker = worker
+        self._filler: Worker | None = None  # the thread that is at work
         # Each with the place after it, and what the iterator raised in its place.
         self._fetched: deque[tuple[Any, Any, BaseException | None]] = deque()
         self._has_stopped = False  # the thread, at the end or at an error, until it is asked again
         self._is_last_taken = False  # what it had stopped at
+        self._has_failed = False  # with what was taken last
         self._is_resting = False  # between two runs nothing more is read
         self._is_filling = False
         self._changing = threading.Lock()  # of who decides whether the thread is at work
@@ -85,16 +88,28 @@ class Bridge:
         return bool(self._fetched)
 
     @property
+    def is_filling(self) -> bool:
+        """True while the thread is at work, perhaps in the wait for a batch."""
+        return self._is_filling
+
+    @property
+    def has_stopped(self) -> bool:
+        """True when the iterator has come to its end, or has raised."""
+        return self._has_stopped
+
+    @property
     def is_ahead(self) -> bool:
         """True when the iterator has moved, or may at any time, for what was not taken."""
-        # After the end the thread may still be on its way out, but it reads no more.
-        return bool(self._fetched) or (self._is_filling and not self._is_last_taken)
+        # After the end the thread may still be on its way out, but it reads no more. What has
+        # failed may have moved first.
+        is_reading = self._is_filling and not self._is_last_taken
+        return bool(self._fetched) or is_reading or self._has_failed
 
     def take(self) -> Any:
         """Give the next batch, or `END`, or raise what the iterator did in its place."""
         batch, place, error = self._fetched.popleft()
         if error is not None:
-            self._is_last_taken = True
+            self._is_last_taken = self._has_failed = True
             raise error
         self.place = place
         if batch is END:
@@ -116,12 +131,12 @@ class Bridge:
             self.place = self._tell_place()
         self._has_begun = True
         if self._is_last_taken:
-            self._is_last_taken = self._has_stopped = False
+            self._is_last_taken = self._has_stopped = self._has_failed = False
         if self._read_ahead:
             # The thread wakes the event loop for a handful, and the next batch may be a slow one.
-            loop.call_later(_HANDFUL_S, self._wake_if_any)
+            loop.call_later(_HANDFUL_S, self._wake_if_any, waiter)
         self._fill_soon()
-        self._wake_if_any()  # what came before the thread could see that somebody waits
+        self._wake_if_any(waiter)  # what came before the thread could see that somebody waits
         return waiter
 
     async def advance(self) -> Any:
@@ -151,41 +166,33 @@ class Bridge:
                 "it; what comes is kept for another run of this loop",
                 self._name,
             )
-        if self._given_worker is None and self._worker is not None:
-            self._worker.close()
-            self._worker = None
 
     def let_go(self) -> None:
         """Read no more, for nobody will ask."""
         self._is_resting = True
-        if self._given_worker is None and self._worker is not None:
-            self._worker.close()
-            self._worker = None
 
     def go_on_in(self, worker: Worker) -> None:
         """Use another thread from now on."""
-        self._given_worker = self._worker = worker
-
-    def __del__(self) -> None:
-        self.let_go()
+        self._worker = worker
 
     def _fill_soon(self) -> None:
         with self._changing:
             self._is_resting = False
-            if self._is_filling:
+            # In a process that was forked there may be none at work any more.
+            if self._is_filling and self._filler is not None and self._filler.is_busy:
                 return
             self._is_filling = True
-        if self._worker is None:
-            self._worker = Worker("aloop stream")
-        self._worker.post(self._fill)
+            self._filler = self._worker
+            self._worker.post(self._fill)
 
-    def _wake_if_any(self) -> None:
+    def _wake_if_any(self, waiter: "asyncio.Future[None]") -> None:
         if self._fetched:
-            self._wake()
+            self._wake(waiter)
 
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
+    def _wake(self, waiter: "asyncio.Future[None]") -> None:
+        if self._waiter is waiter:
+            self._waiter = None
+        if not waiter.done():
             waiter.set_result(None)
 
     # In the thread.
@@ -220,14 +227,14 @@ class Bridge:
             if waiter is not woken and self._is_enough(now - self._asked_at):
                 woken = waiter
                 self._wake_soon(waiter)
-            if self._read_ahead:
+            if self._takes_handfuls:
                 rate = number / (now - begun)
                 self._handful = int(min(_MAX_HANDFUL, rate * _HANDFUL_S))
 
     def _wake_soon(self, waiter: "asyncio.Future[None] | None") -> None:
         if waiter is not None:
             with suppress(RuntimeError):  # its event loop is closed
-                waiter.get_loop().call_soon_threadsafe(self._wake)
+                waiter.get_loop().call_soon_threadsafe(self._wake, waiter)
 
     def _is_enough(self, waited_s: float) -> bool:
         """Say whether who waits is to be woken, though there might soon be more."""
@@ -241,6 +248,12 @@ class Bridge:
             batch = next(self.iterator, END)
             if self._tell_place is not None:
                 place = self._tell_place()
+        except asyncio.CancelledError as raised:
+            error = StreamError(
+                f"{self._name} raised CancelledError in its thread, where nothing is cancelled; "
+                "expected a batch, or another error; look at what it waits for"
+            )
+            error.__cause__ = raised
         except BaseException as raised:  # noqa: BLE001 - raised where the batch is taken
             error = raised
         self._has_stopped = batch is END or error is not None

@@ -10,15 +10,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from copy import deepcopy
-from inspect import isasyncgen
+from inspect import isasyncgen, isgenerator
 from typing import Any, TypeVar
 
 from aloop.offload import Worker
 from aloop.protocols import Batch, Stream
 from aloop.stalls import blames
 from aloop.stopping import StopRequest
-from aloop.streams.base import READ_AHEAD
+from aloop.streams.base import read_ahead_of
 from aloop.streams.bridge import END, ENDING_S, Bridge
 from aloop.streams.checks import check_of
 from aloop.streams.cursor import SEQUENCE_ITERATORS
@@ -45,8 +44,9 @@ class _Reader:
         self._wanted: asyncio.Future[None] | None = None  # done when there is another
         self._task: asyncio.Task[None] | None = None
         self._is_last = False
+        self._has_failed = False  # with what was taken last
         self.place: Any = None
-        """The place in the stream before the fetch that is under way, None if it was not told."""
+        """The place in the stream before the newest fetch, None if it was not told."""
 
     def ask(self, tell_place: Callable[[], Any] | None) -> "asyncio.Future[Batch]":
         """Give what will have the next batch; the same again until it is taken."""
@@ -57,7 +57,8 @@ class _Reader:
             self._outcome = None
         if self._outcome is None:
             # The iterator has not moved yet; and what it tells may be what it goes by.
-            self.place = None if tell_place is None else deepcopy(tell_place())
+            self.place = None if tell_place is None else tell_place()
+            self._has_failed = False
             self._outcome = loop.create_future()
             if self._wanted is not None:
                 self._wanted.set_result(None)
@@ -70,12 +71,13 @@ class _Reader:
         """Give the batch that was asked for, or raise what the stream did in its place."""
         assert self._outcome is not None
         outcome, self._outcome = self._outcome, None
+        self._has_failed = outcome.cancelled() or outcome.exception() is not None
         return outcome.result()
 
     @property
     def is_ahead(self) -> bool:
-        """True while a batch is on its way, or there, that nobody has taken."""
-        return self._outcome is not None
+        """True when the iterator has moved, or may at any time, for what was not taken."""
+        return self._outcome is not None or self._has_failed
 
     @property
     def has_ended(self) -> bool:
@@ -220,10 +222,10 @@ class Fetcher:
             self._let_go()
             bridge = self._bridge = Bridge(
                 iterator,
+                worker,
                 name=f"the data stream {stream!r:.200}",
-                read_ahead=getattr(stream, "read_ahead", READ_AHEAD),
+                read_ahead=read_ahead_of(stream),
                 tell_place=tell_place,
-                worker=worker,
             )
         else:
             bridge.go_on_in(worker)
@@ -260,18 +262,22 @@ class Fetcher:
         return reader.place if reader is not None and self.is_ahead(iterator) else None
 
     def has_lost_its_place(self, iterator: Any) -> bool:
-        """Say whether this is a generator that was cut off, with the event loop of its run."""
-        reader = self._reader
-        if not isasyncgen(iterator) or reader is None or reader.iterator is not iterator:
+        """Say whether this is a generator that was closed, or cut off with its event loop."""
+        reader, bridge = self._reader, self._bridge
+        if isasyncgen(iterator) and reader is not None and reader.iterator is iterator:
+            was_closed = iterator.ag_frame is None and not reader.has_ended
+            if reader.is_lost or was_closed:
+                _logger.warning(
+                    "%r was cut off when the event loop of the last run ended; a new epoch begins",
+                    iterator,
+                )
+                return True
+        was_closed = isgenerator(iterator) and iterator.gi_frame is None
+        if not was_closed or bridge is None or bridge.iterator is not iterator:
             return False
-        was_closed = iterator.ag_frame is None and not reader.has_ended
-        if not (reader.is_lost or was_closed):
-            return False
-        _logger.warning(
-            "%r was cut off when the event loop of the last run ended; a new epoch begins",
-            iterator,
-        )
-        return True
+        if not bridge.has_stopped:
+            _logger.warning("%r was closed in mid-epoch; a new epoch begins", iterator)
+        return not bridge.has_stopped
 
     async def rest(self, stop: StopRequest) -> None:
         """Let the run go, when it has ended."""
@@ -281,7 +287,7 @@ class Fetcher:
                 await self._reader.iterator.rest()
         if self._bridge is not None:
             await self._bridge.rest()
-        self._end_thread()
+        self._end_thread(is_idle=self._bridge is not None and not self._bridge.is_filling)
 
     @property
     def is_at_work(self) -> bool:
@@ -294,10 +300,10 @@ class Fetcher:
             self._worker = Worker("aloop stream")
         return self._worker
 
-    def _end_thread(self) -> None:
+    def _end_thread(self, *, is_idle: bool = False) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.close()
+            worker.close(is_idle=is_idle)
             if worker.is_busy:
                 self._left_workers.append(worker)
 

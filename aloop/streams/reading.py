@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from typing import Any
 
-from aloop.errors import CheckpointError
+from aloop.errors import CheckpointError, brief
 from aloop.protocols import Stateful, Stream
 from aloop.stalls import blames
 from aloop.stopping import StopRequest
@@ -38,6 +39,9 @@ class Reading:
         """How many batches of the epoch were trained on before it was begun anew."""
         self._fetcher = Fetcher()
         self._beginning: Place | None = None  # the stream's state when the epoch began
+        self._origin = stream  # which the iterator is from
+        self._fetched: Any = None  # the iterator that is read in this run
+        self._untold: Exception | None = None  # why the stream did not tell its place
         self._short: object = None  # what was named because an epoch of it ended early
 
     def begin(self, stop: StopRequest) -> None:
@@ -61,7 +65,7 @@ class Reading:
 
     @property
     def has_lost_its_place(self) -> bool:
-        """True for a generator that was cut off, with the event loop of its run."""
+        """True for a generator that was cut off, with the event loop of its run, or was closed."""
         return self._fetcher.has_lost_its_place(self.iterator)
 
     async def begin_epoch(self) -> None:
@@ -69,6 +73,8 @@ class Reading:
         begin = partial(_begun, self.stream, is_saved=self._is_saved())
         begun = await self._fetcher.call(begin) if self._begins_in_thread else begin()
         self.iterator, self._beginning = begun
+        self._fetched = None
+        self._origin = self.stream
 
     @property
     def _begins_in_thread(self) -> bool:
@@ -87,11 +93,15 @@ class Reading:
         def tell_place_in_thread() -> Place | None:
             try:
                 return tell_place()
-            except Exception:
+            except Exception as error:
+                error.add_note(f"raised when the data stream {stream!r:.200} was to tell its place")
                 if self._is_saved():
                     raise
+                self._untold = error
                 return None  # which nobody may want
 
+        self._fetched = iterator
+        self._untold = None
         if not self._can_tell_place:
             return self._fetcher.of(stream, iterator, self._stop)
         tell = tell_place_if_saved if hasattr(iterator, "__anext__") else tell_place_in_thread
@@ -121,6 +131,12 @@ class Reading:
     async def rest(self) -> None:
         """Let the run go, when it has ended."""
         await self._fetcher.rest(self._stop)
+        self._fetched = None
+
+    def replace(self, iterator: Any) -> None:
+        """Take another iterator of an epoch of the stream, for the next run to go on with."""
+        self.iterator = iterator
+        self._origin = self.stream
 
     # Its place.
 
@@ -130,16 +146,35 @@ class Reading:
         Raises `CheckpointError` where that is not known.
         """
         iterator = self.iterator if in_epoch else None
-        place = self._fetcher.place_ahead(iterator) if in_epoch else None
+        place = self._place_ahead() if in_epoch else None
         if place is None:
-            if self._can_tell_place and self._fetcher.is_ahead(self.iterator):
-                raise CheckpointError(
-                    f"the data stream {self.stream!r:.200} is ahead by the batch that is "
-                    "awaited; expected a Checkpoint among the extensions, for which it is asked "
-                    "for its place before; add one, or wait for the batch"
-                )
             place = place_in(self.stream, iterator)
         return completed(place, batches, self._beginning)
+
+    def _place_ahead(self) -> Place | None:
+        """Give the place that was consumed, where the iterator is further on; None where not."""
+        iterator = self.iterator
+        if self.stream is not self._origin or self._fetched not in (None, iterator):
+            raise CheckpointError(
+                f"the loop was given the data stream {self.stream!r:.200}, or another iterator, in "
+                f"the middle of an epoch of {self._origin!r:.200}, which goes on to its end; "
+                "expected one stream in an epoch; save at the end of the epoch, or change the "
+                "stream between two"
+            )
+        place = self._fetcher.place_ahead(iterator)
+        if place is None and self._can_tell_place and self._fetcher.is_ahead(iterator):
+            if self._untold is not None:
+                raise CheckpointError(
+                    f"the data stream {self.stream!r:.200} is ahead of what was trained on, and "
+                    f"could not tell its place before: {brief(self._untold)}; expected its "
+                    "state_dict() to give JSON values and arrays; mend it"
+                ) from self._untold
+            raise CheckpointError(
+                f"the data stream {self.stream!r:.200} is ahead by the batch that is "
+                "awaited; expected a Checkpoint among the extensions, for which it is asked "
+                "for its place before; add one, or wait for the batch"
+            )
+        return place
 
     @property
     def _can_tell_place(self) -> bool:
@@ -150,6 +185,8 @@ class Reading:
         entering = partial(enter, self.stream, place, batches, in_epoch=in_epoch)
         entered = await self._fetcher.call(entering) if self._begins_in_thread else entering()
         self.iterator, self.to_skip, self._beginning = entered
+        self._fetched = None
+        self._origin = self.stream
 
 
 @blames("the data stream {stream!r}")
@@ -163,8 +200,6 @@ def epoch_length(stream: Any) -> int | None:
     """Give the number of batches in an epoch of a stream, or None where it is not known."""
     scheme: Any = getattr(stream, "iteration_scheme", None)
     for what in (stream, scheme):
-        try:
+        with suppress(Exception):  # it has no length, or cannot tell it, in whatever way it says so
             return len(what)
-        except TypeError:
-            pass  # it has no length, or cannot tell it
     return None

@@ -8,7 +8,7 @@ import numpy as np
 
 from aloop.errors import StreamError
 from aloop.protocols import Stream
-from aloop.streams.base import READ_AHEAD, DataStream, Where, register_transform
+from aloop.streams.base import READ_AHEAD, DataStream, Where, read_ahead_of, register_transform
 from aloop.streams.reading import epoch_length
 from aloop.streams.stages.cached import Cache
 from aloop.streams.stages.epochs import (
@@ -179,7 +179,7 @@ class Transformed(StagedStream):
         self._call = call
         self._length = length
         self.where = "thread" if calls_function else where_of(stream)
-        self.read_ahead = getattr(stream, "read_ahead", READ_AHEAD)
+        self.read_ahead = read_ahead_of(stream)
 
     def __repr__(self) -> str:
         return f"{self._stream!r}.{self._call}"
@@ -259,8 +259,8 @@ def _batch(stream: DataStream, batch_size: int, *, drop_last: bool) -> DataStrea
         produces_examples=False,
         length=lambda length: length // size if drop_last else -(-length // size),
     )
-    # As many elements are read ahead as before.
-    made.read_ahead = max(READ_AHEAD, -(-made.read_ahead // size)) if made.read_ahead else 0
+    if made.read_ahead:  # as many elements are read ahead as before
+        made.read_ahead = max(READ_AHEAD, -(-made.read_ahead // size))
     return made
 
 

@@ -24,7 +24,8 @@ from aloop import (
     TrainingExtension,
     as_stream,
 )
-from aloop.errors import AlreadyRunningError, ArgumentError, StreamError
+from aloop.errors import AlreadyRunningError, ArgumentError, CheckpointError, StreamError
+from aloop.offload import Worker
 from aloop.streams.bridge import END, Bridge
 
 N_TINY = 5000
@@ -86,22 +87,42 @@ class Gated:
 class Stepping(DataStream):
     """A stream that tells its place, which is further on than what was consumed."""
 
-    def __init__(self, length: int = 8) -> None:
+    def __init__(self, length: int = 8, fails_at: int = 0) -> None:
         self.length, self.epoch, self.number = length, 0, 0
-        self.asked_in = set()
+        self.fails_at = fails_at
+        self.is_inside = False
+        self.was_asked_inside = False
 
     def get_epoch_iterator(self, *, as_dict: bool = True):
+        self.is_inside = True
         while self.number < self.length:
             self.number += 1
+            if self.number == self.fails_at:
+                raise OSError("cannot be read")
+            self.is_inside = False
             yield 100 * self.epoch + self.number
+            self.is_inside = True
         self.epoch, self.number = self.epoch + 1, 0
+        self.is_inside = False
 
     def state_dict(self):
-        self.asked_in.add(threading.current_thread())
+        self.was_asked_inside |= self.is_inside
         return {"epoch": self.epoch, "number": self.number}
 
     def load_state_dict(self, state) -> None:
         self.epoch, self.number = state["epoch"], state["number"]
+
+
+def bridge_over(iterator, **options):
+    """Bridge over an iterator, in a thread that ends with the bridge's rest."""
+
+    class Ending(Bridge):
+        async def rest(self) -> None:
+            await super().rest()
+            self._worker.close()
+            self._worker = Worker("aloop stream")
+
+    return Ending(iterator, Worker("aloop stream"), name="it", **options)
 
 
 def streaming_threads():
@@ -211,7 +232,7 @@ async def test_so_many_batches_are_read_ahead_and_no_more(read_ahead):
             time.sleep(0.002)  # or a handful is read
             yield number
 
-    bridge = Bridge(slowly(), name="it", read_ahead=read_ahead)
+    bridge = bridge_over(slowly(), read_ahead=read_ahead)
     assert await bridge.advance() == 0
     await until(lambda: not bridge._is_filling)
     assert slow.fetched == 1 + read_ahead
@@ -220,7 +241,7 @@ async def test_so_many_batches_are_read_ahead_and_no_more(read_ahead):
 
 async def test_a_batch_that_is_there_is_not_kept_for_a_handful():
     source = Gated()
-    bridge = Bridge(source(), name="it", read_ahead=4)
+    bridge = bridge_over(source(), read_ahead=4)
     source.let()
     async with asyncio.timeout(10):
         assert await bridge.advance() == 0  # while the thread waits for the next one
@@ -230,11 +251,11 @@ async def test_a_batch_that_is_there_is_not_kept_for_a_handful():
 
 async def test_tiny_batches_are_read_by_the_handful():
     source = Counted(10_000)
-    bridge = Bridge(source(), name="it", read_ahead=1)
+    bridge = bridge_over(source())
     for _ in range(200):
         await bridge.advance()
     await until(lambda: not bridge._is_filling)
-    assert 200 < source.fetched <= 200 + 65
+    assert 202 < source.fetched <= 200 + 33
     await bridge.rest()
 
 
@@ -292,7 +313,7 @@ async def test_what_ends_a_program_ends_the_run(kind):
 
 
 async def test_an_end_comes_again_when_it_is_asked_for_again():
-    bridge = Bridge(iter([1]), name="it")
+    bridge = bridge_over(iter([1]))
     assert [await bridge.advance() for _ in range(4)] == [1, END, END, END]
     await bridge.rest()
 
@@ -435,8 +456,8 @@ async def test_a_quick_batch_is_waited_for_at_the_end_and_nothing_is_said(caplog
 async def test_place_is_that_of_what_was_consumed():
     bridge_stream = Stepping()
     iterator = bridge_stream.get_epoch_iterator()
-    bridge = Bridge(
-        iterator, name="it", read_ahead=5, tell_place=lambda: dict(bridge_stream.state_dict())
+    bridge = bridge_over(
+        iterator, read_ahead=5, tell_place=lambda: dict(bridge_stream.state_dict())
     )
     places = []
     while await bridge.advance() is not END:
@@ -448,9 +469,7 @@ async def test_place_is_that_of_what_was_consumed():
 
 async def test_place_before_the_first_batch_is_the_beginning():
     stream = Stepping()
-    bridge = Bridge(
-        stream.get_epoch_iterator(), name="it", tell_place=lambda: dict(stream.state_dict())
-    )
+    bridge = bridge_over(stream.get_epoch_iterator(), tell_place=lambda: dict(stream.state_dict()))
     bridge.ask()
     assert bridge.place == {"epoch": 0, "number": 0}
     await bridge.rest()
@@ -525,16 +544,191 @@ async def test_the_loop_tells_its_state_while_its_stream_is_ahead():
     assert notes.seen == [4, 5, 6, 7, 8]
 
 
-async def test_a_stream_is_never_asked_for_its_place_while_it_is_read():
-    stream = Stepping(200)
-    await loop_over(stream, epochs=1).run()
-    assert len(stream.asked_in - {threading.current_thread()}) == 1
+async def test_a_stream_is_never_asked_for_its_place_while_it_is_read(tmp_path):
+    stream = Stepping(20)
+    await loop_over(stream, Checkpoint(tmp_path / "saved", every_n_batches=1), epochs=2).run()
+    assert not stream.was_asked_inside
+
+
+@pytest.mark.parametrize("read_ahead", [0, 2])
+async def test_place_after_a_failure_is_that_of_what_was_consumed(read_ahead, tmp_path):
+    def make(fails_at):
+        stream = Stepping(fails_at=fails_at)
+        stream.read_ahead = read_ahead
+        notes = Notes()
+        checkpoint = Checkpoint(tmp_path / "saved", resume=True, on_error=True)
+        return loop_over(stream, checkpoint, step=notes, epochs=1), notes
+
+    loop, first = make(5)
+    with pytest.raises(OSError, match="cannot be read"):
+        await loop.run()
+    loop, rest = make(0)
+    await loop.run()
+    assert first.seen + rest.seen == [*range(1, 9)]
+
+
+async def test_place_of_an_async_stream_after_a_failure_is_that_of_what_was_consumed(tmp_path):
+    class Awaited(Stepping):
+        async def get_epoch_iterator(self, *, as_dict=True):
+            while self.number < self.length:
+                self.number += 1
+                if self.number == self.fails_at:
+                    raise OSError
+                yield self.number
+
+    def make(fails_at):
+        notes = Notes()
+        checkpoint = Checkpoint(tmp_path / "saved", resume=True, on_error=True)
+        return loop_over(Awaited(fails_at=fails_at), checkpoint, step=notes, epochs=1), notes
+
+    loop, first = make(5)
+    with pytest.raises(OSError):
+        await loop.run()
+    loop, rest = make(0)
+    await loop.run()
+    assert first.seen + rest.seen == [*range(1, 9)]
+
+
+async def test_a_stream_that_cannot_begin_an_epoch_is_named_and_what_was_done_is_saved(tmp_path):
+    class Broken(Stepping):
+        def get_epoch_iterator(self, *, as_dict=True):
+            if self.epoch:
+                raise OSError
+            return super().get_epoch_iterator()
+
+    checkpoint = Checkpoint(tmp_path / "saved", on_error=True)
+    with pytest.raises(OSError) as raised:
+        await loop_over(Broken(), checkpoint, epochs=3).run()
+    assert any("after batch 0 of epoch 2" in note for note in raised.value.__notes__)
+    assert [*(tmp_path / "saved").glob("ckpt-000000008*")]
+
+
+async def test_a_failure_in_a_replay_is_said_to_be_in_it(tmp_path):
+    def source():
+        for number in range(9):
+            if fails and number == 3:
+                raise OSError
+            yield number
+
+    fails = []
+    checkpoint = Checkpoint(tmp_path / "saved", resume=True)
+    await loop_over(source, checkpoint, batches=6).run()
+    fails.append(True)
+    checkpoint = Checkpoint(tmp_path / "saved", resume=True)
+    with pytest.raises(OSError) as raised:
+        await loop_over(source, checkpoint, batches=9).run()
+    (note,) = [note for note in raised.value.__notes__ if "data stream" in note]
+    assert note.endswith("after batch 3 of epoch 1, which is replayed up to batch 6")
+
+
+async def test_a_stream_that_cannot_tell_its_place_is_said_to_be_at_fault():
+    class Untellable(Stepping):
+        def state_dict(self):
+            if self.number:
+                raise ValueError("what I hold cannot be copied")
+            return {"epoch": 0, "number": 0}
+
+    loop = loop_over(Untellable(), batches=3)
+    await loop.run()
+    with pytest.raises(CheckpointError, match=r"could not tell its place .*cannot be copied"):
+        loop.state_dict()
+
+
+async def test_another_stream_in_mid_epoch_is_no_place_to_go_on_from(tmp_path):
+    async def step(batch) -> None:
+        if batch == 2:
+            loop.data_stream = Stepping()
+
+    checkpoint = Checkpoint(tmp_path / "saved", after_n_batches=3)
+    loop = loop_over(Stepping(), checkpoint, epochs=1, step=step)
+    with pytest.raises(CheckpointError, match="in the middle of an epoch of"):
+        await loop.run()
+
+
+@pytest.mark.parametrize("given", [None, 5, {"x": 1}, "text"])
+def test_what_is_no_stream_cannot_be_the_loops(given):
+    loop = loop_over([1], epochs=1)
+    with pytest.raises(StreamError, match="expected a stream"):
+        loop.data_stream = given
+    with pytest.raises(ArgumentError, match="iteration_state is 5; expected a data stream and"):
+        loop.iteration_state = 5
+
+
+async def test_a_list_can_be_the_loops_stream():
+    notes = Notes()
+    loop = loop_over([1], epochs=1, step=notes)
+    loop.data_stream = [2, 3]
+    await loop.run()
+    assert notes.seen == [2, 3]
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, ValueError, OSError])
+async def test_a_stream_whose_length_cannot_be_told_has_none(error):
+    class Lengthless(Stepping):
+        def __len__(self):
+            raise error
+
+    assert await trained_on(Lengthless(), epochs=1) == [*range(1, 9)]
+
+
+async def test_a_cancellation_that_a_stream_raises_cancels_nothing():
+    def source():
+        yield 1
+        raise asyncio.CancelledError
+
+    with pytest.raises(StreamError, match="raised CancelledError in its thread"):
+        await loop_over(source, epochs=1).run()
+
+
+async def test_after_its_generator_was_closed_a_new_epoch_begins(caplog):
+    notes = Notes()
+    finish = FinishAfter(after_n_batches=3)
+    loop = MainLoop(notes, Counted(500), extensions=[finish], signals="off")
+    await loop.run()
+    loop.data_stream.close()
+    finish.set_conditions(after_n_epochs=1)
+    await loop.run()
+    assert notes.seen == [0, 1, 2, *range(500)]
+    assert "was closed in mid-epoch; a new epoch begins" in caplog.text
+
+
+async def test_a_function_may_need_the_event_loop():
+    def make():
+        loop = asyncio.get_running_loop()
+        return iter([loop])
+
+    assert await trained_on(make, epochs=1) == [asyncio.get_running_loop()]
+
+
+async def test_all_of_a_generator_function_runs_in_the_thread_that_reads():
+    threads = []
+
+    def source():
+        threads.append(threading.current_thread().name)
+        try:
+            yield 1
+        finally:
+            threads.append(threading.current_thread().name)
+
+    assert await trained_on(source, epochs=2) == [1, 1]
+    assert threads == ["aloop stream"] * 4
+
+
+@pytest.mark.parametrize("options", [{"read_ahead": 1}, {"on_resume": "live"}])
+async def test_where_it_is_said_how_far_to_read_ahead_no_handful_is_read(options):
+    source = Counted(1000)
+
+    async def step(batch) -> None:
+        await asyncio.sleep(0)
+        assert source.fetched <= batch + 1 + 2
+
+    await loop_over(as_stream(source, **options), batches=200, step=step).run()
 
 
 # ---- Bad input
 
 
-@pytest.mark.parametrize("read_ahead", [-1, 1.5, True, None, "2"])
+@pytest.mark.parametrize("read_ahead", [-1, 1.5, True, "2"])
 def test_read_ahead_that_is_no_number_is_refused(read_ahead):
     with pytest.raises(ArgumentError, match=r"read_ahead is .*expected a number of batches"):
         as_stream(Counted(1), read_ahead=read_ahead)
@@ -640,7 +834,7 @@ async def _gone_through(numbers):
                 time.sleep(numbers.choice([0.0002, 0.0009, 0.001, 0.0011, 0.002]))
             yield number
 
-    bridge = Bridge(source(), name="it", read_ahead=numbers.choice([0, 1, 2, 20]))
+    bridge = bridge_over(source(), read_ahead=numbers.choice([None, 0, 1, 2, 20]))
     found = []
     async with asyncio.timeout(30):
         while not found or found[-1] is not END:

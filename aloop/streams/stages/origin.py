@@ -14,7 +14,7 @@ from inspect import isasyncgen
 from typing import Any
 
 from aloop.protocols import Stateful, Stream
-from aloop.streams.base import READ_AHEAD, DataStream
+from aloop.streams.base import DataStream, read_ahead_of
 from aloop.streams.bridge import END, ENDING_S, Bridge
 from aloop.streams.cursor import (
     SEQUENCE_ITERATORS,
@@ -226,10 +226,10 @@ class Origin(Stage):
         if self._bridge is None:
             self._bridge = Bridge(
                 self._iterator,
+                worker,
                 name=f"the data stream {self.stream!r:.200}",
-                read_ahead=getattr(self.stream, "read_ahead", READ_AHEAD),
+                read_ahead=read_ahead_of(self.stream),
                 tell_place=self._tell,
-                worker=worker,
             )
         else:
             self._bridge.go_on_in(worker)
