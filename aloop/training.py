@@ -255,6 +255,9 @@ class Training:
     async def _begin_epoch(self) -> None:
         try:
             await self.reading.begin_epoch()
+        except TrainingFinish:
+            self._has_stream_failed = True  # as far as this epoch goes: nothing more will come
+            raise
         except BaseException as error:
             self._stream_failed(error)
             raise
@@ -301,6 +304,9 @@ class Training:
                 batch = await fetch() if waits else fetch()
             except GeneratorExit:
                 raise  # with its event loop gone, perhaps beside another run
+            except TrainingFinish:
+                self._has_stream_failed = True  # as far as this epoch goes: nothing more will come
+                raise
             except BaseException as error:
                 self._stream_failed(error)
                 raise

@@ -22,6 +22,7 @@ from aloop import (
     MainLoop,
     ShuffledScheme,
     TrainingExtension,
+    TrainingFinish,
     as_stream,
 )
 from aloop.errors import AlreadyRunningError, ArgumentError, CheckpointError, StreamError
@@ -847,3 +848,38 @@ async def _gone_through(numbers):
             found.append(await bridge.advance())
     assert found == [*range(length), END]
     await bridge.rest()
+
+
+# ---- Streams that end the training
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("at", ["beginning of an epoch", "first fetch", "middle"])
+async def test_a_stream_may_end_the_training_in_good_order(at, is_async):
+    class Ending(DataStream):
+        epochs = 0
+
+        def get_epoch_iterator(self, *, as_dict=True):
+            self.epochs += 1
+            if self.epochs == 2 and at == "beginning of an epoch":
+                raise TrainingFinish
+            return self.wait() if is_async else self.give()
+
+        def give(self):
+            if self.epochs == 2 and at == "first fetch":
+                raise TrainingFinish
+            yield 1
+            if self.epochs == 2:
+                raise TrainingFinish
+            yield 2
+
+        async def wait(self):
+            for batch in self.give():
+                yield batch
+
+    notes = Notes()
+    loop = loop_over(Ending(), epochs=5, step=notes)
+    log = await loop.run()
+    assert notes.seen == ([1, 2, 1] if at == "middle" else [1, 2])
+    assert log.current_row["training_finished"]
+    assert log.status["epochs_done"] == 1
