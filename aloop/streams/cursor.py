@@ -130,11 +130,11 @@ def enter(
 
 def _leave_out(stream: Stream, iterator: Any, batches: int) -> int:
     """Leave out batches of an epoch that has just begun, and give how many are yet to be."""
+    if getattr(stream, "on_resume", "replay") == "live":
+        return 0
     if type(iterator) in SEQUENCE_ITERATORS:
         refuse_short(stream, length_hint(iterator), batches)
         iterator.__setstate__(batches)  # which pickle uses, and copy
-        return 0
-    if getattr(stream, "on_resume", "replay") == "live":
         return 0
     if batches:
         _logger.warning(
