@@ -97,20 +97,19 @@ def encoded() -> IndexableDataset:
 
 
 def hdf5(directory: Path, **options) -> H5PYDataset:
-    path = directory / "data.hdf5"
-    if not path.exists():
+    if not (path := directory / "data.hdf5").exists():
         write_hdf5(path)
-    return H5PYDataset(str(path), which_sets=("train",), **options)
+    return H5PYDataset(str(path), **{"which_sets": ("train",), **options})
 
 
-def tables_of(directory: Path) -> PytablesDataset:
+def tables_of(directory: Path, start: int = 2, stop: int = 19) -> PytablesDataset:
     path = directory / "tables.hdf5"
     if not path.exists():
         with tables.open_file(str(path), "w") as file:
             group = file.create_group("/", "Data")
             file.create_array(group, "x", np.arange(40.0).reshape(20, 2))
             file.create_array(group, "y", np.arange(20))
-    return PytablesDataset(str(path), ("x", "y"), start=2, stop=19)
+    return PytablesDataset(str(path), ("x", "y"), start=start, stop=stop)
 
 
 def text_of(directory: Path) -> TextFile:

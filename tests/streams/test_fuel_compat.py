@@ -104,6 +104,29 @@ except MissingDependencyError as error:
     assert 'install it by CC=true pip install "aloop[fuel]"' in printed
 
 
+@pytest.mark.parametrize(
+    "package",
+    [
+        pytest.param(name, marks=[] if name == "zmq" else pytest.mark.slow)
+        for name in ("zmq", "h5py", "tables", "PIL", "picklable_itertools", "six", "yaml")
+    ],
+)
+def test_package_that_fuel_lacks_is_named_with_the_command_that_installs_it(package) -> None:
+    printed = python(
+        f"""
+import sys
+from aloop.errors import MissingDependencyError
+sys.modules[{package!r}] = None
+try:
+    import aloop.streams.fuel
+except MissingDependencyError as error:
+    print(error)
+"""
+    )
+    assert printed.startswith(f"Fuel is installed without {package}, which it imports; expected")
+    assert 'install it by CC=true pip install "aloop[fuel]"' in printed
+
+
 def test_another_version_of_fuel_is_named() -> None:
     printed = python(
         """

@@ -1,4 +1,4 @@
-"""The place in a Fuel stream, what it refuses, and what it closes."""
+"""The place in a Fuel stream, and what it closes."""
 
 import aloop.streams.fuel  # noqa: F401 - it makes Fuel importable
 
@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 import pytest
 from fuel.datasets import H5PYDataset, IndexableDataset
-from fuel.schemes import ConstantScheme, SequentialScheme, ShuffledScheme
+from fuel.schemes import ConstantScheme
 from fuel.streams import AbstractDataStream, DataStream
-from fuel.transformers import AgnosticTransformer, Batch, Filter, Flatten, Mapping, Merge
+from fuel.transformers import AgnosticTransformer, Filter, Flatten, Mapping, Merge
 from fuel_cases import (
     Growing,
     Noise,
@@ -33,7 +33,7 @@ from fuel_cases import (
 
 from aloop import MainLoop, as_stream
 from aloop.checkpoints.packing import pack
-from aloop.errors import AlreadyRunningError, ArgumentError, StreamError
+from aloop.errors import AlreadyRunningError
 from aloop.streams.fuel import FuelStream
 
 
@@ -240,107 +240,7 @@ def test_batch_that_failed_is_fetched_again_by_a_new_process() -> None:
     assert resumed(make, stream.state_dict()).state_dict()["batches"] == 4
 
 
-# What is refused.
-
-
-def state_of(stream, batches: int = 2):
-    stream = FuelStream(stream)
-    taken(stream.get_epoch_iterator(), batches)
-    return stream.state_dict()
-
-
-def test_data_of_another_length_are_named_with_both(tmp_path) -> None:
-    def make(number):
-        return DataStream(indexable(number), iteration_scheme=SequentialScheme(20, 5))
-
-    with pytest.raises(StreamError) as caught:
-        resumed(lambda: make(21), state_of(make(23)))
-    assert "dataset: IndexableDataset of 23 examples, but the stream has" in str(caught.value)
-    assert "dataset: IndexableDataset of 21 examples; expected the same" in str(caught.value)
-
-
-OTHERS = {
-    "scheme": lambda: sequential(size=5),
-    "batch size": lambda: shuffled(size=4),
-    "indices": lambda: DataStream(
-        indexable(), iteration_scheme=ShuffledScheme(range(22, -1, -1), 5)
-    ),
-    "transformer": lambda: Flatten(shuffled()),
-    "generators": lambda: Mapping(shuffled(), Noise()),
-}
-
-
-@pytest.mark.parametrize("other", OTHERS)
-def test_stream_that_is_made_of_something_else_is_named(other) -> None:
-    state = state_of(Mapping(shuffled(), negative) if other == "generators" else shuffled())
-    with pytest.raises(StreamError, match="expected the same order of the same data"):
-        resumed(OTHERS[other], state)
-
-
-def test_what_is_no_state_is_refused() -> None:
-    with pytest.raises(StreamError, match="expected what state_dict"):
-        FuelStream(shuffled()).load_state_dict({"epoch": 1})
-
-
-def test_epoch_that_has_become_shorter_is_named_with_both_numbers() -> None:
-    def make(predicate):
-        return Filter(examples(), predicate)
-
-    state = state_of(make(is_kept), 5)
-    with pytest.raises(StreamError, match="has ended after 2 batches; expected the 5"):
-        resumed(lambda: make(lambda data: data[1] < 2), state).get_epoch_iterator()
-
-
-def test_what_is_no_fuel_stream_is_refused() -> None:
-    with pytest.raises(StreamError, match="wrap a dataset in DataStream"):
-        FuelStream(indexable())
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: sequential(size=0),
-        lambda: shuffled(size=-1),
-        lambda: Batch(DataStream(iterable()), iteration_scheme=ConstantScheme(0)),
-    ],
-)
-def test_batch_size_that_gives_no_batch_is_refused(make) -> None:
-    with pytest.raises(StreamError, match=r"the batch_size of iteration_scheme, a .* is (0|-1);"):
-        FuelStream(make())
-
-
-async def test_empty_data_are_an_epoch_without_batches() -> None:
-    loop = loop_of(sequential(IndexableDataset(OrderedDict(x=np.zeros(0)))), [])
-    with pytest.raises(ValueError, match="yielded zero batches"):
-        await loop.run()
-
-
-def test_batch_of_another_number_of_sources_is_refused() -> None:
-    stream = FuelStream(Mapping(sequential(), lambda data: data[:1]))
-    with pytest.raises(StreamError, match=r"a batch of 1 items; expected 2, .*\('x', 'y'\)"):
-        next(stream.get_epoch_iterator())
-
-
-def test_batch_that_is_no_tuple_is_refused() -> None:
-    stream = FuelStream(Mapping(sequential(size=2), lambda data: data[0]))
-    with pytest.raises(StreamError, match="of type ndarray; expected a tuple of 2 items"):
-        next(stream.get_epoch_iterator())
-
-
-def test_sources_of_one_name_are_refused() -> None:
-    with pytest.raises(StreamError, match="expected names that differ"):
-        FuelStream(Merge((sequential(), sequential()), ("x", "y", "x", "z")))
-
-
-def test_arrays_of_different_lengths_are_refused_by_fuel() -> None:
-    with pytest.raises(ValueError, match="sources have different lengths"):
-        IndexableDataset(OrderedDict(x=np.zeros(3), y=np.zeros(4)))
-
-
-@pytest.mark.parametrize("timeout_s", [0, -1, "1", True])
-def test_what_is_no_timeout_is_refused(timeout_s) -> None:
-    with pytest.raises(ArgumentError, match=r"timeout_s is .*; expected a number of seconds"):
-        FuelStream(shuffled(), timeout_s=timeout_s)
+# The stream.
 
 
 async def test_fuel_stream_is_used_by_one_run_at_a_time() -> None:
@@ -355,9 +255,6 @@ async def test_fuel_stream_is_used_by_one_run_at_a_time() -> None:
 
 def shuffled_by(stream):
     return DataStream(indexable(), iteration_scheme=stream.iteration_scheme)
-
-
-# The stream.
 
 
 def test_stream_tells_what_fuels_does() -> None:

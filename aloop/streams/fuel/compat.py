@@ -23,17 +23,28 @@ VERSION: Final = "0.2.0"
 """The version of Fuel that is mended here."""
 
 
+_INSTALL: Final = (
+    'install it by CC=true pip install "aloop[fuel]" (CC=true leaves out Fuel\'s C extension, '
+    'which does not compile for today\'s Python), or by uv with fuel = { CC = "true" } under '
+    "[tool.uv.extra-build-variables]"
+)
+
+
 def _import_fuel() -> None:
     try:
-        fuel: Any = import_module("fuel")
+        _import_all()
     except ModuleNotFoundError as error:
-        if error.name != "fuel":
-            raise
+        name = (error.name or "a module").partition(".")[0]
         raise MissingDependencyError(
-            'Fuel is not installed; expected Fuel 0.2.0; install it by CC=true pip install "aloop'
-            "[fuel]\" (CC=true leaves out its C extension, which does not compile for today's "
-            'Python), or by uv with fuel = { CC = "true" } under [tool.uv.extra-build-variables]'
+            f"Fuel is not installed; expected Fuel {VERSION}; {_INSTALL}"
+            if name == "fuel"
+            else f"Fuel is installed without {name}, which it imports; expected all that Fuel "
+            f"needs; {_INSTALL}"
         ) from error
+
+
+def _import_all() -> None:
+    fuel: Any = import_module("fuel")
     if fuel.__version__ != VERSION:
         raise MissingDependencyError(
             f"Fuel {fuel.__version__} is installed; expected Fuel {VERSION}, for which aloop "

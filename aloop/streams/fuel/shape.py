@@ -7,14 +7,14 @@ here. Hence Any.
 from collections.abc import Sequence
 from importlib import import_module
 from operator import index
-from typing import Any, SupportsIndex, cast
+from typing import Any, Final, SupportsIndex, cast
 from zlib import crc32
 
 import numpy as np
 
 from aloop.errors import StreamError
 from aloop.protocols import Stateful
-from aloop.streams.fuel.parts import is_dataset, is_scheme, is_stream
+from aloop.streams.fuel.parts import is_dataset, is_scheme, is_stream, parts_of
 
 __all__ = [
     "batches_of",
@@ -22,6 +22,7 @@ __all__ = [
     "check_batch_sizes",
     "close_all",
     "layout_of",
+    "refuse_request",
     "requests_of",
     "servers_in",
     "workers_in",
@@ -121,6 +122,25 @@ def _length(of: object) -> int | None:
 
 # Its layout.
 
+# What Fuel's own transformers go by, and do not change.
+_PARAMETERS: Final = (
+    "which_sources",
+    "add_sources",
+    "scale",
+    "shift",
+    "dtype",
+    "strictness",
+    "mask_sources",
+    "mask_dtype",
+    "ngram_order",
+    "window_shape",
+    "minimum_shape",
+    "maximum_rotation",
+    "resample",
+    "color_mode",
+)
+_MAX_NUMBERS: Final = 8  # that are told one by one
+
 
 def layout_of(parts: dict[str, Any]) -> str:
     """Give what identifies a stream, its order and its data, as lines of text.
@@ -137,28 +157,96 @@ def layout_of(parts: dict[str, Any]) -> str:
 
 
 def _details(part: Any) -> str:
-    if is_dataset(part):
-        examples = getattr(part, "num_examples", None)
-        is_known = isinstance(examples, SupportsIndex)
-        return f" of {index(examples)} examples" if is_known else ""
     details: list[str] = []
-    if hasattr(part, "indices"):
-        indices = part.indices
-        examples = (
-            np.arange(indices.start, indices.stop, indices.step)
-            if isinstance(indices, range)
-            else np.asarray(list(indices))
-        )
-        # Another selection of as many examples is other data.
-        crc = crc32(examples.astype("<i8").tobytes())
-        details.append(f"of {len(examples)} examples (CRC {crc:08x})")
+    if hasattr(part, "indices") and is_scheme(part):
+        details.append(f"of {_chosen(part.indices)}")
     if is_scheme(part):
-        details += [
-            f"{attribute} {getattr(part, attribute)}"
-            for attribute in ("batch_size", "num_examples", "times")
-            if getattr(part, attribute, None) is not None
-        ]
+        details += _told(part, "batch_size", "num_examples", "times", "sorted_indices")
+    if is_dataset(part):
+        details += _details_of_dataset(part)
+    if is_stream(part) or is_dataset(part):
+        sources: Any = getattr(part, "sources", None)
+        details += [f"sources {_text(tuple(sources))}"] if sources else []
+    if is_stream(part) and type(part).__module__.startswith("fuel.transformers"):
+        details += _told(part, *_PARAMETERS)
     return " " + ", ".join(details) if details else ""
+
+
+def _details_of_dataset(part: Any) -> list[str]:
+    examples = getattr(part, "num_examples", None)
+    details = [f"of {index(examples)} examples"] if isinstance(examples, SupportsIndex) else []
+    hdf5 = _fuel("datasets.hdf5")
+    if isinstance(part, (_fuel("datasets").IndexableDataset, hdf5.PytablesDataset)):
+        details += _told(part, "start", "stop")
+    if isinstance(part, hdf5.H5PYDataset):
+        details += _told(part, "which_sets")
+        # Which of the file they are, by which_sets and subset; mostly the same for all sources.
+        chosen = [_chosen(subset.list_or_slice) for subset in part.subsets]
+        details.append("of the file " + " and ".join(dict.fromkeys(chosen)))
+    return details
+
+
+def _told(part: object, *names: str) -> list[str]:
+    """Tell those of a part's attributes that it has, and that are plain numbers or text."""
+    values = {name: getattr(part, name, None) for name in names}
+    return [
+        f"{name} {text}"
+        for name, value in values.items()
+        if value is not None and (text := _text(value)) is not None
+    ]
+
+
+def _text(value: Any) -> str | None:
+    """Give plain numbers or text as text that is the same for what is equal, or None."""
+    if isinstance(value, (set, frozenset)):
+        value = sorted(cast("set[Any]", value), key=str)
+    if isinstance(value, (type, np.dtype)):
+        value = np.dtype(cast("Any", value)).name
+    try:
+        array = np.asarray(value)
+    except ValueError:  # of rows of different lengths
+        return None
+    if array.dtype.kind not in "biufUS":
+        return None
+    if array.size > _MAX_NUMBERS and array.dtype.kind not in "US":
+        return f"of shape {array.shape} (CRC {crc32(array.astype('<f8').tobytes()):08x})"
+    items = [f"{item:.15g}" if isinstance(item, float) else str(item) for item in array.flat]
+    return "(" + " ".join(items) + ")" if array.ndim else items[0]
+
+
+def _chosen(examples: Any) -> str:
+    """Tell a choice of examples: another one of as many is other data."""
+    if isinstance(examples, slice):
+        return f"examples {cast('Any', examples).start} to {cast('Any', examples).stop}"
+    if isinstance(examples, range):
+        examples = np.arange(examples.start, examples.stop, examples.step)
+    array = np.asarray(list(examples))
+    return f"{len(array)} examples (CRC {crc32(array.astype('<i8').tobytes()):08x})"
+
+
+def refuse_request(stream: Any, error: Exception) -> None:
+    """Raise `StreamError` for what a dataset says by an empty ValueError to a wrong request."""
+    if type(error) is not ValueError or error.args:
+        return
+    hdf5, datasets = _fuel("datasets.hdf5"), _fuel("datasets")
+    indexed = (datasets.IndexableDataset, hdf5.H5PYDataset, hdf5.PytablesDataset)
+    for part in parts_of(stream).values():
+        if not isinstance(part, _fuel("streams").DataStream):
+            continue
+        dataset, scheme = part.dataset, part.iteration_scheme
+        if scheme is None and _is_as(dataset, "get_data", *indexed):
+            raise StreamError(
+                f"the DataStream over {type(dataset).__name__} has no iteration_scheme; expected "
+                "one, which says what examples are asked for; make it as DataStream(dataset, "
+                "iteration_scheme=SequentialScheme(dataset.num_examples, batch_size=…))"
+            ) from error
+        if scheme is not None and _is_as(dataset, "get_data", datasets.IterableDataset):
+            raise StreamError(
+                f"the DataStream over {type(dataset).__name__} has a {type(scheme).__name__}; "
+                "expected no iteration_scheme, for an iterable gives one example after the other; "
+                "leave it out, and make batches by Batch(stream, iteration_scheme="
+                "ConstantScheme(…))"
+            ) from error
 
 
 def check_batch_sizes(parts: dict[str, Any]) -> None:

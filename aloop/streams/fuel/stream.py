@@ -1,16 +1,16 @@
 """The stream over one of Fuel's, and the place in it."""
 
-import logging
+import threading
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, NoReturn, cast
 
 from aloop.checkpoints.generators import generator_states, load_generator_states
 from aloop.errors import ArgumentError, StreamError, seconds_of
 from aloop.streams.adapt import register_adapter
 from aloop.streams.base import DataStream
-from aloop.streams.cursor import OnResume, refuse_short
-from aloop.streams.fuel.compat import streams
+from aloop.streams.cursor import OnResume
+from aloop.streams.fuel.compat import datasets, streams
 from aloop.streams.fuel.parts import (
     drawn_from_in_epochs,
     generators_in,
@@ -18,22 +18,19 @@ from aloop.streams.fuel.parts import (
     is_stream,
     parts_of,
 )
+from aloop.streams.fuel.place import check_place, leave_out, replay_epochs, say_live
 from aloop.streams.fuel.shape import (
     batches_of,
     changing_parts,
     check_batch_sizes,
     close_all,
     layout_of,
-    requests_of,
+    refuse_request,
     servers_in,
     workers_in,
 )
 
 __all__ = ["FuelIterator", "FuelStream"]
-
-_END: Final = object()
-
-_logger = logging.getLogger("aloop")
 
 
 class FuelStream(DataStream):
@@ -78,10 +75,13 @@ class FuelStream(DataStream):
             for part in servers_in(parts):
                 part.timeout_s = seconds
         self._layout: str | None = None
-        self._generators = generators_in(data_stream)
+        self._generators = generators_in(data_stream, warns=True)
         self._drawn_from: dict[str, Any] = {}  # while an epoch is under way
         self._initial = self._at_beginning = generator_states(self._generators)
         self._pending: Mapping[str, Any] | None = None  # the place that the next iterator goes to
+        self.closings = 0
+        """How often it was closed, for its iterators."""
+        self._noting = threading.Lock()  # a batch, or that the stream is closed meanwhile
         self._go_to_first_epoch()
 
     def __repr__(self) -> str:
@@ -109,9 +109,26 @@ class FuelStream(DataStream):
     def get_epoch_iterator(self, *, as_dict: bool = True) -> "FuelIterator":
         """Begin the next epoch and give its iterator.
 
-        After `load_state_dict` it is the rest of the epoch that the state is from. With
-        `as_dict` a batch is a dictionary by source, otherwise what Fuel gives.
+        After `load_state_dict`, or `close` in the middle of an epoch, it is the rest of that
+        epoch. With `as_dict` a batch is a dictionary by source, otherwise what Fuel gives.
         """
+        iterator = self._next_iterator()
+        self._iterator = FuelIterator(self, iterator, as_dict=as_dict)
+        return self._iterator
+
+    def go_on(self, iterator: "FuelIterator") -> Any:
+        """Give Fuel's iterator of the rest of an epoch that was closed; for the iterator alone."""
+        if iterator is not self._iterator:
+            raise StreamError(
+                f"the stream {self!r:.200} was closed after the epoch of this iterator was left; "
+                "expected its newest iterator; take one from get_epoch_iterator()"
+            )
+        try:
+            return self._next_iterator()
+        finally:
+            self._iterator = iterator
+
+    def _next_iterator(self) -> Any:
         parts = parts_of(self.data_stream)
         check_batch_sizes(parts)
         self._generators = generators_in(self.data_stream)
@@ -126,8 +143,7 @@ class FuelStream(DataStream):
             self._pending = None
         self._drawn_from = drawn_from_in_epochs(self.data_stream)
         self._at_beginning = generator_states(self._generators)
-        self._iterator = FuelIterator(self, iterator, as_dict=as_dict)
-        return self._iterator
+        return iterator
 
     def next_epoch(self) -> None:
         """Make the next iterator begin the epoch after the present one."""
@@ -146,8 +162,16 @@ class FuelStream(DataStream):
     def close(self) -> None:
         """Close files, sockets and processes of all that the stream is made of.
 
-        What cannot be closed does not keep the rest open; its error comes after that.
+        In the middle of an epoch the place in it is kept: its iterator, or the next one, opens
+        the stream again and goes on from there. What cannot be closed does not keep the rest
+        open; its error comes after that.
         """
+        with self._noting:
+            # Between two epochs too, where the next depends on those before it.
+            is_lost = self._before is not None or self._history
+            if is_lost and self._pending is None:
+                self._pending = self._place()
+            self.closings += 1
         failures = close_all(self.data_stream)
         for other in failures[1:]:
             failures[0].add_note(f"closing the rest of the stream failed too: {other!r}")
@@ -166,6 +190,10 @@ class FuelStream(DataStream):
 
     def state_dict(self) -> dict[str, Any]:
         """Give the place consumed by the newest iterator."""
+        with self._noting:
+            return self._place()
+
+    def _place(self) -> dict[str, Any]:
         if self._pending is not None:
             return deepcopy(dict(self._pending))
         is_begun = self._before is not None
@@ -188,26 +216,9 @@ class FuelStream(DataStream):
         another number of examples.
         """
         self._generators = generators_in(self.data_stream)
-        self._check(state)
+        check_place(state, self._own_layout(), self._generators)
         self._pending = deepcopy(dict(state))
         self._iterator = self._before = None
-
-    def _check(self, state: Mapping[str, Any]) -> None:
-        layout = state.get("layout")
-        if not isinstance(layout, str) or not _is_count(state.get("batches")):
-            raise StreamError(
-                f"the stream's state is {state!r:.200}; expected what state_dict() of a "
-                "FuelStream gave; give that"
-            )
-        theirs, ours = layout.split("\n"), self._own_layout().split("\n")
-        names = (sorted(state["before"]), sorted(self._generators))
-        for their, our in [*zip(theirs, ours, strict=False), (theirs, ours), names]:
-            if their != our:
-                raise StreamError(
-                    f"the stream's state is of {_listed(their)}, but the stream has "
-                    f"{_listed(our)}; expected the same order of the same data; make the stream "
-                    "as it was, or call reset() to begin anew"
-                )
 
     def _own_layout(self) -> str:
         if self._layout is None:
@@ -245,7 +256,9 @@ class FuelStream(DataStream):
         changing = changing_parts(parts)
         is_live = self.on_resume == "live" or bool(servers_in(parts))
         if changing and not is_live:
-            self._replay_epochs(place["history"], changing)
+            load_generator_states(self._generators, self._initial)
+            self.data_stream.reset()
+            replay_epochs(self, self.data_stream, place["history"], changing)
         self._epochs = place["epochs"]
         self._history = [(batches, has_ended) for batches, has_ended in place["history"]]
         begin = place["now"] if is_live or not place["is_begun"] else place["before"]
@@ -256,79 +269,32 @@ class FuelStream(DataStream):
         iterator = self._begin()
         if place["is_begun"]:
             if is_live:
-                self._say_live(place["batches"])
+                say_live(self, place["batches"])
             else:
-                self._leave_out(iterator, place["batches"], is_changing=bool(changing))
+                batches, is_changing = place["batches"], bool(changing)
+                leave_out(self, self.data_stream, iterator, batches, is_changing=is_changing)
                 load_generator_states(self._generators, place["now"])
             self._before, self._batches = place["before"], place["batches"]
         return iterator
-
-    def _replay_epochs(self, history: list[list[Any]], changing: list[str]) -> None:
-        """Go through the epochs from the first one on, for each depends on those before it."""
-        if history:
-            _logger.warning(
-                "%.200r: %s may begin each epoch in another way, and has no state_dict() and "
-                "load_state_dict(): the %d epochs before this one, of %d batches, are fetched "
-                "again and left out; give it both, and only this epoch's are",
-                self,
-                ", ".join(changing),
-                len(history),
-                sum(batches for batches, _ in history),
-            )
-        load_generator_states(self._generators, self._initial)
-        self.data_stream.reset()
-        for batches, has_ended in history:
-            iterator = self.data_stream.get_epoch_iterator()
-            self._fetch_again(iterator, batches)
-            if has_ended:
-                next(iterator, _END)
-
-    def _leave_out(self, iterator: Any, batches: int, *, is_changing: bool) -> None:
-        """Leave out the batches of an epoch that has begun which were consumed."""
-        requests = None if is_changing else requests_of(self.data_stream, iterator)
-        if requests is None:
-            if batches:
-                _logger.warning(
-                    "%.200r: a batch of it is not one request to its data: %d batches are fetched "
-                    "again and left out",
-                    self,
-                    batches,
-                )
-            self._fetch_again(iterator, batches)
-            return
-        for number in range(batches):
-            if _END in [next(each, _END) for each in requests]:
-                refuse_short(self, number, batches)
-
-    def _fetch_again(self, iterator: Any, batches: int) -> None:
-        for number in range(batches):
-            if next(iterator, _END) is _END:
-                refuse_short(self, number, batches)
-
-    def _say_live(self, batches: int) -> None:
-        if batches:
-            _logger.warning(
-                "%.200r is live: the %d batches of this epoch that were trained on do not come "
-                "again, and those that were on their way when the training stopped are lost; what "
-                "comes next is new",
-                self,
-                batches,
-            )
 
     def consumed(
         self, iterator: "FuelIterator", *, has_ended: bool = False, has_failed: bool = False
     ) -> None:
         """Note that an iterator has given a batch, its end or an error; for the iterator alone."""
-        if iterator is not self._iterator:
-            return  # it was left for a later one
-        if has_failed:
-            # Its request is gone here: what comes next is the batch after it.
-            self._failed += 1
-        elif has_ended:
-            self._leave(has_ended=True)
-        else:
-            self._batches += 1 + self._failed
-            self._failed = 0
+        with self._noting:
+            if iterator is not self._iterator:
+                return  # it was left for a later one
+            if has_failed:
+                # Its request is gone here: what comes next is the batch after it.
+                self._failed += 1
+            elif has_ended:
+                self._leave(has_ended=True)
+            else:
+                self._batches += 1 + self._failed
+                self._failed = 0
+                if self._pending is not None:  # it was closed while this one was fetched
+                    self._pending = None
+                    self._pending = self._place()
 
 
 class FuelIterator(Iterator[Any]):
@@ -339,15 +305,26 @@ class FuelIterator(Iterator[Any]):
         self._iterator = iterator
         self._as_dict = as_dict
         self._sources = stream.sources
+        self._closings = stream.closings
+        self._has_ended = False
 
     def __next__(self) -> Any:
+        if self._has_ended:
+            raise StopIteration
+        if self._closings != (closings := self._stream.closings):
+            self._iterator = self._stream.go_on(self)
+            self._closings = closings
         try:
             batch: object = next(self._iterator)
-        except StopIteration:
+        except StopIteration as end:
+            self._refuse_closed(end)
+            self._has_ended = True
             self._stream.consumed(self, has_ended=True)
             raise
-        except Exception:
+        except Exception as error:
+            self._refuse_closed(error)
             self._stream.consumed(self, has_failed=True)
+            refuse_request(self._stream.data_stream, error)
             raise
         self._stream.consumed(self)
         if not self._as_dict or isinstance(batch, dict):
@@ -367,6 +344,17 @@ class FuelIterator(Iterator[Any]):
             )
         return dict(zip(self._sources, data, strict=True))
 
+    def _refuse_closed(self, error: Exception) -> None:
+        """Raise `StreamError` for what came because the stream was closed meanwhile."""
+        if self._closings == self._stream.closings:
+            return
+        if isinstance(error, StreamError):
+            raise error
+        raise StreamError(
+            f"the stream {self._stream!r:.200} was closed while a batch of it was fetched; "
+            "expected it open as long as it is read; close it after the run"
+        ) from error
+
 
 def _checked(data_stream: Any) -> Any:
     if isinstance(data_stream, streams.AbstractDataStream):
@@ -377,14 +365,6 @@ def _checked(data_stream: Any) -> Any:
     )
 
 
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _listed(what: str | list[str]) -> str:
-    return what if isinstance(what, str) else ", ".join(what) or "nothing random"
-
-
 def _adapted(data_stream: Any, on_resume: OnResume) -> FuelStream:
     stream = FuelStream(data_stream)
     stream.on_resume = on_resume
@@ -392,3 +372,13 @@ def _adapted(data_stream: Any, on_resume: OnResume) -> FuelStream:
 
 
 register_adapter(streams.AbstractDataStream, _adapted)
+
+
+def _refuse_dataset(dataset: Any, _on_resume: OnResume) -> NoReturn:
+    raise StreamError(
+        f"the data stream is {dataset!r:.80}, which is a dataset of Fuel; expected a stream of it; "
+        "wrap it in DataStream(dataset, iteration_scheme=…)"
+    )
+
+
+register_adapter(datasets.Dataset, _refuse_dataset)
