@@ -94,13 +94,11 @@ def ideal(fetches: list[float], steps: list[float], ahead: int, at_once: int = 1
     return now
 
 
-async def measured(times: Times) -> Times:
+async def measured(times: Times, *, is_async: bool) -> Times:
     """Give how long the same sleeps take, each by itself."""
-    steps = []
-    for seconds in times.steps:
-        begin = perf_counter()
-        await asyncio.sleep(seconds)
-        steps.append(perf_counter() - begin)
+    steps = await slept(times.steps)
+    if is_async:
+        return Times(await slept(times.fetches), steps)
 
     def block() -> list[float]:
         fetches = []
@@ -111,6 +109,16 @@ async def measured(times: Times) -> Times:
         return fetches
 
     return Times(await asyncio.to_thread(block), steps)
+
+
+async def slept(seconds: list[float]) -> list[float]:
+    """Sleep in the event loop, one after the other, and give how long it took."""
+    took = []
+    for second in seconds:
+        begin = perf_counter()
+        await asyncio.sleep(second)
+        took.append(perf_counter() - begin)
+    return took
 
 
 def blocking(times: Times) -> Callable[[], Iterable[int]]:
@@ -231,7 +239,7 @@ async def measure(names: Iterable[str], sizes: Sizes) -> list[Figure]:
         kind, run, ahead, at_once = cases[name]
         times = draw(kind, sizes.batches)
         took = await run(times)
-        alone = await measured(times)
+        alone = await measured(times, is_async=" async," in name)
         best = ideal(alone.fetches, alone.steps, ahead, at_once)
         ratios[name].values.append(best / took)
         spent[name].values.append(took / sizes.batches * 1e3)
