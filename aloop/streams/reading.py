@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,15 @@ from aloop.errors import CheckpointError, brief
 from aloop.protocols import Stateful, Stream
 from aloop.stalls import blames
 from aloop.stopping import StopRequest
-from aloop.streams.cursor import Place, beginning_of, completed, enter, place_in, refuse_short
+from aloop.streams.cursor import (
+    Place,
+    beginning_of,
+    completed,
+    copied,
+    enter,
+    place_in,
+    refuse_short,
+)
 from aloop.streams.fetch import Fetcher
 
 __all__ = ["Reading", "epoch_length"]
@@ -85,7 +92,7 @@ class Reading:
         stream, iterator = self.stream, self.iterator
 
         def tell_place() -> Place:
-            return deepcopy(place_in(stream, iterator))  # for what it tells may be what it goes by
+            return copied(place_in(stream, iterator))  # for what it tells may be what it goes by
 
         def tell_place_if_saved() -> Place | None:
             return tell_place() if self._is_saved() else None

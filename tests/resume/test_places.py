@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
+import numpy as np
 import pytest
 
 from aloop import Checkpoint, DataStream, FinishAfter, MainLoop, TrainingExtension, as_stream
 from aloop.checkpoints import SavedCheckpoint
 from aloop.errors import ArgumentError, CheckpointError, CheckpointValueError, StreamError
+from aloop.streams.cursor import copied
 
 
 def loop_of(stream, directory, trained, finish, *extensions, **options) -> MainLoop:
@@ -485,3 +487,19 @@ async def test_checkpoint_that_comes_late_has_the_place(tmp_path) -> None:
     let.set()
     await loop_of(lambda: Slow(let, waits), tmp_path, trained, 6).run()
     assert trained == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_copy_of_a_state_is_equal_and_shares_nothing_that_changes():
+    state = {
+        "a": [1, {"b": np.arange(3)}],
+        "c": (2.5, [None]),
+        "d": np.array([[1], 2], dtype=object),
+    }
+    copy = copied(state)
+    state["a"][1]["b"][0] = 9
+    state["a"].append(3)
+    state["c"][1].append(4)
+    state["d"][0].append(5)
+    assert str(copy) == str(
+        {"a": [1, {"b": np.arange(3)}], "c": (2.5, [None]), "d": np.array([[1], 2], dtype=object)}
+    )
