@@ -490,16 +490,14 @@ async def test_checkpoint_that_comes_late_has_the_place(tmp_path) -> None:
 
 
 def test_a_copy_of_a_state_is_equal_and_shares_nothing_that_changes():
-    state = {
-        "a": [1, {"b": np.arange(3)}],
-        "c": (2.5, [None]),
-        "d": np.array([[1], 2], dtype=object),
-    }
+    def made():
+        ragged = np.array([[1], 2], dtype=object)
+        return {"a": [1, {"b": np.arange(3)}], "c": (2.5, [None]), "d": ragged}
+
+    state = made()
     copy = copied(state)
     state["a"][1]["b"][0] = 9
     state["a"].append(3)
     state["c"][1].append(4)
     state["d"][0].append(5)
-    assert str(copy) == str(
-        {"a": [1, {"b": np.arange(3)}], "c": (2.5, [None]), "d": np.array([[1], 2], dtype=object)}
-    )
+    assert str(copy) == str(made())
