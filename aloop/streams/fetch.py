@@ -140,6 +140,7 @@ class _Reader:
         except BaseException as error:  # noqa: BLE001 - raised where the batch is taken
             outcome.set_exception(error)
             if self in _left:
+                outcome.exception()  # it is told here
                 _logger.warning("a data stream failed after its run had left it: %r", error)
 
 

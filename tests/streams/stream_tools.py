@@ -81,6 +81,15 @@ async def check_every_stop(make, expected: list[list]) -> None:
         assert await walk_with_stop(make, stop, len(expected)) == straight, stop
 
 
+def training(stream, trained, epochs) -> MainLoop:
+    """Make a loop of so many epochs that notes what it trained on."""
+
+    async def step(batch) -> None:
+        trained.append(plain(batch))
+
+    return MainLoop(step, stream, extensions=[FinishAfter(after_n_epochs=epochs)], signals="off")
+
+
 def loop_of(stream, directory, trained, finish, *extensions) -> MainLoop:
     async def step(batch) -> None:
         trained.append(plain(batch))

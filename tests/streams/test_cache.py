@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from stream_tools import Async, check_every_stop, epoch, kept, loop_of
+from stream_tools import Async, check_every_stop, epoch, kept, loop_of, training
 
 from aloop import ArrayStream, as_stream
 from aloop.errors import StreamError
@@ -159,3 +159,32 @@ async def test_a_training_on_a_cached_stream_goes_on_anywhere(tmp_path, stop) ->
     for finish in (stop, 15):
         await loop_of(make(), tmp_path, trained, finish).run()
     assert trained == first_order() * 3
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
+async def test_nothing_is_missing_for_good_after_a_failure(kind):
+    has_failed = []
+
+    def fails_once(element):
+        if element == 2 and not has_failed:
+            has_failed.append(True)
+            raise OSError
+        return element
+
+    def generate():
+        yield from map(fails_once, range(5))
+
+    async def generate_later():
+        for element in generate():
+            yield element
+
+    sources = {"generator": generate, "async generator": generate_later}
+    stream = as_stream(sources.get(kind) or [0, 1, 2, 3, 4])
+    if kind == "list":
+        stream = stream.map(fails_once)
+    trained = []
+    loop = training(stream.cache(), trained, 2)
+    with pytest.raises(OSError):
+        await loop.run()
+    await loop.run()
+    assert trained == [0, 1, *range(5), *range(5)]

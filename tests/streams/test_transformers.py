@@ -16,10 +16,19 @@ from stream_tools import (
     epoch,
     loop_of,
     plain,
+    training,
     walk_with_stop,
 )
 
-from aloop import ArrayStream, ConcatenatedStream, DataStream, FinishAfter, MainLoop, as_stream
+from aloop import (
+    ArrayStream,
+    Checkpoint,
+    ConcatenatedStream,
+    DataStream,
+    FinishAfter,
+    MainLoop,
+    as_stream,
+)
 from aloop.errors import CheckpointValueError, StreamError
 from aloop.protocols import Stateful, Stream
 from aloop.streams import SequentialScheme, ShuffledExampleScheme
@@ -191,7 +200,7 @@ async def test_a_plain_function_that_returns_a_coroutine_is_refused(method) -> N
 
 
 async def test_stop_iteration_of_a_function_is_no_end() -> None:
-    with pytest.raises(RuntimeError, match="raised StopIteration"):
+    with pytest.raises(StreamError, match="raised StopIteration"):
         await epoch(numbers(1).map(lambda number: next(iter([]))))
 
 
@@ -896,3 +905,104 @@ def test_any_chain_goes_on_anywhere(source, stages, data) -> None:
         assert await walk_with_stop(make, stop, 3) == straight
 
     asyncio.run(check())
+
+
+# ---- What a function or a source does wrong
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+@pytest.mark.parametrize("make", ["map", "filter", "map at once"])
+async def test_the_end_that_a_function_raises_is_no_end_of_the_epoch(error, make):
+    def function(element):
+        if element == 3:
+            raise error
+        return True
+
+    async def later(element):
+        return function(element)
+
+    chosen = later if error is StopAsyncIteration else function
+    stream = as_stream(list(range(9)))
+    stream = (
+        stream.filter(chosen)
+        if make == "filter"
+        else stream.map(chosen, concurrency=2 if make == "map at once" else 1)
+    )
+    with pytest.raises(StreamError, match=f"raised {error.__name__}, which is the end of an itera"):
+        await training(stream, [], 1).run()
+
+
+def test_unbatch_takes_the_rows_of_pandas_by_position():
+    class Labelled:
+        """As a Series: looked up by label."""
+
+        iloc = None
+
+        def __len__(self):
+            return 3
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array([10, 20, 30])
+
+        def __getitem__(self, label):
+            raise KeyError(label)
+
+    stream = as_stream([{"x": Labelled()}]).unbatch()
+    assert [element["x"] for element in stream.get_epoch_iterator()] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("where", ["inline", "thread"])
+async def test_a_place_after_a_failure_is_that_of_the_last_batch(where, tmp_path):
+    def make(trained, *fails_at):
+        def fails(element):
+            if element in fails_at:
+                raise OSError
+            return element
+
+        stream = as_stream(list(range(9))).map(fails).batch(2)
+        stream.where = where
+        loop = training(stream, trained, 1)
+        loop.extensions.insert(0, Checkpoint(tmp_path / "saved", resume=True, on_error=True))
+        return loop
+
+    trained = []
+    with pytest.raises(OSError):
+        await make(trained, 5).run()
+    await make(trained).run()
+    assert trained == plain([[0, 1], [2, 3], [4, 5], [6, 7], [8]])
+
+
+async def test_the_next_epoch_of_a_chain_made_ahead_is_the_next_one():
+    async def same(element):
+        return element
+
+    for taken in range(1, 4):
+        stream = ArrayStream(
+            {"x": np.arange(4)}, iteration_scheme=ShuffledExampleScheme(4, seed=1)
+        ).map(same, concurrency=3)
+        iterator = stream.get_epoch_iterator()
+        for _ in range(taken):
+            await anext(iterator)
+        await asyncio.sleep(0.01)  # in which all may be read ahead
+        stream.next_epoch()
+        await iterator.rest()
+        assert stream.state_dict()["place"]["stream"]["epoch"] == 1
+
+
+async def test_closing_a_chain_takes_nothing_from_its_queue(caplog):
+    async def same(element):
+        return element
+
+    queue = asyncio.Queue()
+    stream = as_stream(queue).map(same, concurrency=2)
+    loop = training(stream, [], 1)
+    task = asyncio.create_task(loop.run())
+    await asyncio.sleep(0.01)  # it waits for the queue
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    loop.data_stream.close()
+    await asyncio.sleep(0)
+    queue.put_nowait(1)
+    await asyncio.sleep(0.01)
+    assert queue.qsize() == 1

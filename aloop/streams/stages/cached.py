@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
-from aloop.errors import StreamError
+from aloop.errors import StreamError, brief
 from aloop.streams.bridge import END
 from aloop.streams.stages.epochs import Following, Mode, Place, Stage, part_of
 
@@ -69,7 +69,11 @@ class Cache(Following):
             if self._given:
                 _logger.info("cache() reads %d elements anew, to go on after them", self._given)
         while not self._is_whole and len(self._elements) <= self._given:
-            element = await self._stage.advance()
+            try:
+                element = await self._stage.advance()
+            except Exception as error:
+                self._begin_anew(error)
+                raise
             if element is not END:
                 self._elements.append(element)
                 continue
@@ -80,6 +84,19 @@ class Cache(Following):
                     f"expected the {self._given} that had been given when the state was saved; "
                     "give the stream the data that it had"
                 )
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Drop what was kept: what comes after an error may not be what is next."""
+        beginning, self._beginning = self._beginning, None
+        self._elements = []
+        self._is_begun = False
+        assert beginning is not None
+        try:
+            self._stage.go_to(beginning)
+            self._stage.begin(self._stage.mode)
+            self._is_begun = True
+        except Exception as again:  # noqa: BLE001 - a note on what is raised already
+            error.add_note(f"cache() could not begin its epoch anew: {brief(again)}")
 
     def place(self) -> Place:
         """Give the place after the element given last."""

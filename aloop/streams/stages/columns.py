@@ -110,14 +110,16 @@ class Rows:
     """The rows of a batch: a mapping or tuple of columns of one length, or a single column."""
 
     def __init__(self, batch: Element) -> None:
+        batch = _by_position(batch)
         if isinstance(batch, Mapping):
-            mapping = cast("Mapping[Any, Any]", batch)
+            given = cast("Mapping[Any, Any]", batch)
+            mapping = {name: _by_position(column) for name, column in given.items()}
             columns = {repr(name): column for name, column in mapping.items()}
             self._row: Callable[[int], Any] = lambda i: {
                 name: column[i] for name, column in mapping.items()
             }
         elif isinstance(batch, tuple):
-            parts = cast("tuple[Any, ...]", batch)
+            parts = tuple(map(_by_position, cast("tuple[Any, ...]", batch)))
             columns = {str(number): column for number, column in enumerate(parts)}
             self._row = lambda i: tuple(column[i] for column in parts)
         else:
@@ -130,6 +132,15 @@ class Rows:
 
     def __getitem__(self, number: int) -> Element:
         return self._row(number)
+
+
+def _by_position(column: Any) -> Any:  # whatever a batch holds
+    """Give what has its rows by position of what looks them up by label, as pandas does."""
+    if not hasattr(column, "iloc"):
+        return column
+    if hasattr(column, "columns"):
+        return {name: np.asarray(column[name]) for name in column.columns}
+    return np.asarray(column)
 
 
 def _one_length(columns: Mapping[str, Any], batch: Element) -> int:

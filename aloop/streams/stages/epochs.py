@@ -250,26 +250,32 @@ class SyncEpochIterator(Iterator[Element]):
         self._convert = convert
         self._mode = stage.mode
         self._has_ended = False
+        self._place: Place | None = None
 
     def __next__(self) -> Element:
         if self._has_ended:
+            self._place = None
             raise StopIteration
         if self._stage.mode is not self._mode:
             raise StreamError(_LEFT)
+        self.place()  # which holds until there is another element
         try:
             self._stage.advance().send(None)
         except StopIteration as given:
             element = given.value
         else:
             raise RuntimeError("a stage of a sync epoch has waited")  # which none does
+        self._place = None
         if element is END:
             self._has_ended = True
             raise StopIteration
         return element if self._convert is None else self._convert(element)
 
     def place(self) -> Place:
-        """Give the place right after what was given last."""
-        return self._stage.place()
+        """Give the place right after what was given last, though the next has failed."""
+        if self._place is None:
+            self._place = self._stage.place()
+        return self._place
 
 
 class AsyncEpochIterator(AsyncIterator[Element]):

@@ -99,6 +99,8 @@ class Function:
         """Call it; it must be a sync one."""
         try:
             result = self._function(element)
+        except (StopIteration, StopAsyncIteration) as error:
+            raise self._end_refused(error) from error
         except BaseException as error:
             self._note(error)
             raise
@@ -110,6 +112,8 @@ class Function:
         """Await it; it must be an async one."""
         try:
             return await self._function(element)
+        except (StopIteration, StopAsyncIteration) as error:
+            raise self._end_refused(error) from error
         except Exception as error:
             self._note(error)
             raise
@@ -131,6 +135,13 @@ class Function:
     def _note(self, error: BaseException) -> None:
         if isinstance(error, Exception):
             error.add_note(f"raised by the function {self.name} of {self._stage}()")
+
+    def _end_refused(self, error: Exception) -> StreamError:
+        return StreamError(
+            f"the function {self.name} of {self._stage}() raised {type(error).__name__}, which is "
+            "the end of an iterator and not of this stream; expected a value, or another error; "
+            "give next() or anext() in it a default"
+        )
 
     def _refusal(self, result: Any) -> StreamError:
         result.close()  # or Python warns that it was never awaited, on top of this error

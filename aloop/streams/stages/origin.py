@@ -342,6 +342,10 @@ class Origin(Stage):
 
     def close(self) -> None:
         """Let go of all that is held open."""
+        if self._task is not None:
+            with suppress(RuntimeError):  # its event loop is closed
+                self._task.cancel()  # or it would take an element for nobody
+            self._task = None
         self._end_thread()
         self.stream.close()
 

@@ -114,7 +114,10 @@ class Prefetch(Following):
 
     def next_epoch(self) -> None:
         """Make the next epoch the one that follows this one."""
+        place = self.place() if self._flights or self._has_all else None
         self._drop()
+        if place is not None:
+            super().go_to(place)  # upstream it may be another epoch already
         super().next_epoch()
 
     def reset(self) -> None:
@@ -312,6 +315,14 @@ class Prefetch(Following):
                     "them, and what makes them is left behind; they are begun anew when the "
                     "training goes on",
                     len(stuck),
+                    self._stage.name,
+                )
+        if kept is not None and kept.task is not None and kept.is_under_way:
+            await asyncio.wait([kept.task], timeout=ENDING_S)
+            if kept.is_under_way:
+                _logger.warning(
+                    "the element of %s that is waited for does not come: the run ends without it, "
+                    "and what makes it goes on; what comes is kept for another run",
                     self._stage.name,
                 )
         self._end_threads()
