@@ -1,7 +1,7 @@
 """Streams over numpy arrays in memory."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,13 @@ class ArrayStream(IndexedStream):
         self, arrays: Mapping[str, npt.ArrayLike], *, iteration_scheme: IterationScheme
     ) -> None:
         super().__init__(iteration_scheme)
-        self._arrays = {source: np.asarray(array) for source, array in arrays.items()}
+        self._arrays = _as_arrays(arrays)
         self.sources = tuple(self._arrays)
         self._check()
+
+    def __repr__(self) -> str:
+        shapes = {source: array.shape for source, array in self._arrays.items()}
+        return f"{type(self).__name__}({shapes}, iteration_scheme={self.iteration_scheme!r})"
 
     def fetch(self, request: Request) -> dict[str, Any]:
         """Give copies of the examples that are asked for, by source."""
@@ -54,3 +58,22 @@ class ArrayStream(IndexedStream):
                     "first axis"
                 )
         self.check_reach("the arrays", one_length("the arrays", self._arrays))
+
+
+def _as_arrays(arrays: object) -> dict[str, npt.NDArray[Any]]:
+    if not isinstance(arrays, Mapping):
+        raise StreamError(
+            f"arrays is {arrays!r:.80} of type {type(arrays).__name__}; expected a mapping of "
+            "arrays by source; name each: {'x': array}"
+        )
+    made: dict[str, npt.NDArray[Any]] = {}
+    for source, array in cast("Mapping[str, Any]", arrays).items():
+        try:
+            made[source] = np.asarray(array)
+        except Exception as error:  # rows of different lengths, or what another package refuses
+            raise StreamError(
+                f"array {source!r} is {array!r:.80} of type {type(array).__name__}, of which numpy "
+                f"makes no array: {error}; expected rows of one shape, in memory; make an array "
+                "of it, with dtype=object where the rows differ"
+            ) from error
+    return made

@@ -7,15 +7,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Final, cast
+from itertools import islice
+from typing import Any, Final, NamedTuple, NoReturn, cast
 
 import numpy as np
 
 from aloop.errors import MissingDependencyError, StreamError
 from aloop.streams.adapt import register_adapter
-from aloop.streams.base import DataStream
 from aloop.streams.cursor import OnResume, refuse_short
-from aloop.streams.indexed import IndexedStream
+from aloop.streams.indexed import IndexedStream, IteratedStream, counts_in
 from aloop.streams.schemes import (
     IterationScheme,
     Request,
@@ -42,7 +42,8 @@ class HuggingFaceStream(IndexedStream):
 
     Parameters:
         dataset: a data set that has a length. One that was shuffled before was given a seed, or
-            it is in another order in the next process.
+            it is in another order in the next process, and its fingerprint another one: a resumed
+            training warns of that.
         iteration_scheme: which examples make up which batch, or come one at a time.
 
     Raises `MissingDependencyError` where `datasets` is not installed.
@@ -69,8 +70,36 @@ class HuggingFaceStream(IndexedStream):
         """Read the examples that are asked for, by column."""
         return dict(self._dataset[request])
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the place consumed, the order's key, and the fingerprint of the data set."""
+        return super().state_dict() | {"fingerprint": self._fingerprint}
 
-class HuggingFaceIterableStream(DataStream):
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go to a place that `state_dict` gave; the next iterator goes on from there.
+
+        Raises `StreamError` when the state is from a stream with another scheme, seed, batch
+        size or number of examples. Warns when the data set has another fingerprint.
+        """
+        counts_in(state, "epoch", "batch")
+        was = state.get("fingerprint")
+        super().load_state_dict({key: state[key] for key in state if key != "fingerprint"})
+        # The same data may have another one too, as after a map() that cannot be hashed.
+        if was is not None and was != self._fingerprint:
+            _logger.warning(
+                "the data set of %r has the fingerprint %s, and the stream's state was saved with "
+                "%s: it is perhaps other data, or in another order; for an exact resume give "
+                "each shuffle() a seed, as shuffle(seed=3)",
+                self,
+                self._fingerprint,
+                was,
+            )
+
+    @property
+    def _fingerprint(self) -> str | None:
+        return getattr(self._dataset, "_fingerprint", None)
+
+
+class HuggingFaceIterableStream(IteratedStream):
     """Batches, or single examples, out of a `datasets.IterableDataset`; resumable at any batch.
 
     The data set is told the number of each epoch, so that one that is shuffled is shuffled anew.
@@ -93,6 +122,7 @@ class HuggingFaceIterableStream(DataStream):
         batch_size: int | None = None,
         drop_last: bool = False,
     ) -> None:
+        super().__init__()
         _check_kind(dataset, "IterableDataset")
         self.produces_examples = batch_size is None
         self.sources = tuple(dataset.column_names or ())
@@ -103,13 +133,9 @@ class HuggingFaceIterableStream(DataStream):
             self._dataset = dataset.batch(size, drop_last_batch=drop_last)
         self._batch_size = batch_size
         self._drop_last = drop_last
-        self._seeds, self._is_replayed = _seeds_of(dataset)
+        self._made = _made_of(dataset)
         self._has_warned = False
-        self._epoch = 0
-        self._batch = 0
-        self._turn: object = None  # known to the iterator begun last, None before it is begun
-        self._running: Iterator[Any] | None = None  # None until it is needed
-        self._left_out = 0  # how many batches are to be read and left out
+        self._gone_on_at: int | None = None  # the batch from which the data set went on by a state
         self._pending: dict[str, Any] | None = None  # a state to be loaded
         self._told: tuple[int, dict[str, Any]] | None = None  # the batch, and the state then
 
@@ -122,18 +148,7 @@ class HuggingFaceIterableStream(DataStream):
         After `load_state_dict` it is the rest of the epoch that the state is from. With
         `as_dict` a batch is a dictionary by column, otherwise a tuple in their order.
         """
-        if self._turn is not None:
-            self.next_epoch()
-        self._turn = object()
-        return _Epoch(self, self._turn, as_dict=as_dict)
-
-    def next_epoch(self) -> None:
-        """Make the next iterator begin the epoch after the present one."""
-        self._move(self._epoch + 1, 0, None)
-
-    def reset(self) -> None:
-        """Go back to the beginning of the first epoch."""
-        self._move(0, 0, None)
+        return _Epoch(self, self._next_turn(), as_dict=as_dict)
 
     def close(self) -> None:
         """Let go of what the data set reads from; it is opened again when the stream is used."""
@@ -158,14 +173,10 @@ class HuggingFaceIterableStream(DataStream):
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Go to a place that `state_dict` gave; the next iterator goes on from there.
 
-        Raises `StreamError` when the state is from a stream with another seed or batch size.
+        Raises `StreamError` when the state is from a stream with another seed, batch size or
+        number of examples, where that is known.
         """
-        epoch, batch = state.get("epoch"), state.get("batch")
-        if not isinstance(epoch, int) or not isinstance(batch, int):
-            raise StreamError(
-                f"the stream's state has epoch {epoch!r} and batch {batch!r}; expected what "
-                "state_dict() gave"
-            )
+        epoch, batch = counts_in(state, "epoch", "batch")
         for key, value in self._identity().items():
             if state.get(key) != value:
                 raise StreamError(
@@ -173,48 +184,45 @@ class HuggingFaceIterableStream(DataStream):
                     f"{value!r}; expected the same order of the same data; make the stream as it "
                     "was, or call reset() to begin anew"
                 )
-        self._move(epoch, batch, state.get("dataset"))
+        self._move(epoch, batch)
+        self._pending = state.get("dataset")
 
-    def take(self, turn: object) -> Any:
-        """Give the next batch of an epoch; `StopIteration` when it has ended.
+    def _end_epoch(self) -> None:
+        if self._batch and self._batch == self._gone_on_at and not self._made.is_measured:
+            self._refuse_shorter()
+        super()._end_epoch()
 
-        Parameters:
-            turn: what the stream gave to the epoch's iterator.
+    def _refuse_shorter(self) -> None:
+        """Refuse data that has ended before the place from which it went on.
+
+        A data set says no more of such a place than that nothing is left. So may it be where the
+        epoch was left after its last batch; what there is has to be counted.
         """
-        if turn is not self._turn:
-            raise StopIteration  # it was left for a later one
-        try:
-            if self._running is None:
-                self._running = self._begin()
-            while self._left_out:
-                next(self._running)
-                self._left_out -= 1
-            batch = next(self._running)
-        except StopIteration:
-            refuse_short(self, self._batch - self._left_out, self._batch)
-            self.next_epoch()
-            raise
-        except BaseException:
-            self.close()  # a generator that has raised would say next that the epoch has ended
-            raise
-        self._batch += 1
-        return batch
+        _logger.warning(
+            "nothing is left of the epoch of %r after the %d batches that had been trained on; "
+            "they are read again to see whether they are there",
+            self,
+            self._batch,
+        )
+        self._dataset.load_state_dict(dict(_ANOTHER_EPOCH))
+        found = sum(1 for _ in islice(iter(self._dataset), self._batch))
+        refuse_short(self, found, self._batch)
 
     def _identity(self) -> dict[str, Any]:
         return {
             "batch_size": self._batch_size,
             "drop_last": self._drop_last,
-            "seeds": list(self._seeds),
+            "seeds": list(self._made.seeds),
+            "data": list(self._made.sources),
         }
 
-    def _move(self, epoch: int, batch: int, pending: dict[str, Any] | None) -> None:
-        self._epoch, self._batch, self._pending = epoch, batch, pending
-        self._turn = self._running = self._told = None
-        self._left_out = 0
+    def _move(self, epoch: int, batch: int) -> None:
+        super()._move(epoch, batch)
+        self._pending = self._told = self._gone_on_at = None
 
     def _begin(self) -> Iterator[Any]:
         """Begin the epoch that is next, or the one that is under way, at the place consumed."""
-        if None in self._seeds and not self._has_warned:
+        if None in self._made.seeds and not self._has_warned:
             self._has_warned = True
             _logger.warning(
                 "%r is shuffled without a seed, so that its order is another one when a training "
@@ -225,6 +233,7 @@ class HuggingFaceIterableStream(DataStream):
         pending, self._pending = self._pending, None
         # One that was loaded stays with the data set for each later iterator of its epoch.
         self._dataset.load_state_dict(pending or dict(_ANOTHER_EPOCH))
+        self._gone_on_at = None if pending is None else self._batch
         if self._batch and pending is None:
             self._left_out = self._batch
             _logger.warning(
@@ -235,7 +244,7 @@ class HuggingFaceIterableStream(DataStream):
         return iter(self._dataset)
 
     def _tell(self) -> dict[str, Any] | None:
-        if self._is_replayed or not self._batch:
+        if self._made.has_buffer or not self._batch:
             return None
         if self._running is None or self._left_out:
             return self._pending
@@ -260,13 +269,28 @@ class _Epoch(Iterator[Any]):
         return batch if self._as_dict else tuple(batch.values())
 
 
-def _seeds_of(dataset: Any) -> tuple[tuple[int | None, ...], bool]:
-    """Give the seeds of what a data set draws from, and whether it has a shuffle buffer.
+class _Made(NamedTuple):
+    """What a data set is made of: its places in a state depend on it."""
 
-    A seed is None where none was given. A data set says neither, so that this looks at what it is
-    made of; where it cannot, it takes it for one that has a buffer, whose resume is always exact.
+    seeds: tuple[int | None, ...]
+    """Of what it draws from, None where no seed was given."""
+    sources: tuple[str, ...]
+    """How much each has, as messages say it."""
+    is_measured: bool
+    """Whether each says how many examples it has."""
+    has_buffer: bool
+    """Whether it has a shuffle buffer."""
+
+
+def _made_of(dataset: Any) -> _Made:
+    """Give what a data set is made of.
+
+    It says none of it, so that this looks at its parts; where it cannot, it takes it for one that
+    has a buffer, whose resume is always exact.
     """
     seeds: list[int | None] = []
+    sources: list[str] = []
+    is_measured = True
     has_buffer = False
     left: list[Any] = [getattr(dataset, "_ex_iterable", None)]
     is_known = left[0] is not None
@@ -279,9 +303,28 @@ def _seeds_of(dataset: Any) -> tuple[tuple[int | None, ...], bool]:
             seed = getattr(sequence, "entropy", None)
             is_given = isinstance(seed, int) and seed < _MOST_SEED
             seeds.append(cast("int", seed) if is_given else None)
-        left += [getattr(part, "ex_iterable", None), *getattr(part, "ex_iterables", ())]
-        left = [each for each in left if each is not None]
-    return tuple(seeds), has_buffer or not is_known
+        inner = [getattr(part, "ex_iterable", None), *getattr(part, "ex_iterables", ())]
+        inner = [each for each in inner if each is not None]
+        if not inner:
+            examples = _length_of(part)
+            is_measured = is_measured and examples is not None
+            sources.append(
+                f"{'unknown' if examples is None else examples} examples in "
+                f"{getattr(part, 'num_shards', 1)} shards"
+            )
+        left += inner
+    return _Made(tuple(seeds), tuple(sources), is_measured, has_buffer or not is_known)
+
+
+def _length_of(source: Any) -> int | None:
+    """Give the number of examples where there are data sets in it: after to_iterable_dataset()."""
+    shards = getattr(source, "kwargs", {}).get("shards")
+    kind = _imported().Dataset
+    if isinstance(shards, list):
+        given = cast("list[Any]", shards)
+        if all(isinstance(shard, kind) for shard in given):
+            return sum(len(shard) for shard in given)
+    return None
 
 
 def _check_kind(dataset: Any, kind: str) -> None:
@@ -312,13 +355,27 @@ def _imported() -> Any:
 
 
 def _stream_of_indexed(dataset: Any, _: OnResume) -> HuggingFaceStream:
-    return HuggingFaceStream(dataset, iteration_scheme=SequentialExampleScheme(len(dataset)))
+    # An empty one is refused by the stream, which has the words for it.
+    scheme = SequentialExampleScheme(len(dataset) or 1)
+    return HuggingFaceStream(dataset, iteration_scheme=scheme)
 
 
 def _stream_of_iterable(dataset: Any, _: OnResume) -> HuggingFaceIterableStream:
     return HuggingFaceIterableStream(dataset)
 
 
+def _refuse_splits(splits: Any, _: OnResume) -> NoReturn:
+    names: list[str] = [*splits]
+    name = names[0] if names else "train"
+    raise StreamError(
+        f"the data stream is a {type(splits).__name__} of the splits "
+        f"{', '.join(map(repr, names)) or '(none)'}; expected a single data set; take one of "
+        f"them, as as_stream(data[{name!r}])"
+    )
+
+
 with suppress(MissingDependencyError):  # the streams say so when they are used
     register_adapter(_imported().Dataset, _stream_of_indexed)
     register_adapter(_imported().IterableDataset, _stream_of_iterable)
+    register_adapter(_imported().DatasetDict, _refuse_splits)
+    register_adapter(_imported().IterableDatasetDict, _refuse_splits)

@@ -8,10 +8,10 @@ from typing import Any, Final
 import anyio
 from anyio.abc import UnreliableObjectReceiveStream
 
-from aloop.errors import StreamError
+from aloop.errors import StreamError, TrainingFinish
 from aloop.streams.adapt import register_adapter
-from aloop.streams.base import DataStream
 from aloop.streams.cursor import OnResume
+from aloop.streams.indexed import CountedStream, counts_in
 from aloop.streams.schemes import whole_number
 
 __all__ = ["QueueStream"]
@@ -25,7 +25,7 @@ _ENDS: Final[tuple[type[Exception], ...]] = (
 """What a queue raises when nothing more will come."""
 
 
-class QueueStream(DataStream):
+class QueueStream(CountedStream):
     """Batches out of a queue, as they come; every batch is trained on once.
 
     A training that is restored goes on with what comes next, in the epoch that it was in. A loop
@@ -41,7 +41,9 @@ class QueueStream(DataStream):
         end: what is put into the queue after the last batch, and compared by ``is``.
 
     The stream ends with `end`, with the shutdown of an ``asyncio.Queue`` (Python 3.13), or when
-    all senders of an anyio stream are closed; the epoch that is under way is its last.
+    all senders of an anyio stream are closed; the epoch that is under way is its last. An
+    epoch that would begin with nothing left raises `TrainingFinish`, which ends the training in
+    good order.
 
     A queue whose ``get`` blocks, as ``queue.Queue``, is read in a thread:
     ``as_stream(iter(queue.get, None))``, with None as what comes last.
@@ -57,6 +59,7 @@ class QueueStream(DataStream):
         sources: tuple[str, ...] = (),
         end: object = _NOTHING,
     ) -> None:
+        super().__init__()
         self.sources = tuple(sources)
         self._queue = queue
         self._batches_per_epoch = (
@@ -66,9 +69,7 @@ class QueueStream(DataStream):
         )
         self._end = end
         self._receive = _receiver_of(queue)
-        self._batch = 0  # how many were taken from the epoch that is under way, or is the next
         self._has_ended = False
-        self._turn: object = None  # known to the iterator begun last, None before it is begun
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._queue!r:.100})"
@@ -84,18 +85,11 @@ class QueueStream(DataStream):
 
         After `load_state_dict` it is the rest of the epoch that the state is from.
         """
-        if self._turn is not None:
-            self.next_epoch()
-        self._turn = object()
-        return _QueueIterator(self, self._turn)
-
-    def next_epoch(self) -> None:
-        """Make the next iterator begin another epoch."""
-        self._batch, self._turn = 0, None
+        return _QueueIterator(self, self._next_turn())
 
     def reset(self) -> None:
         """Begin with another epoch: what was taken from the queue does not come back."""
-        self.next_epoch()
+        super().reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Give how many batches were taken from the epoch that is under way."""
@@ -103,16 +97,13 @@ class QueueStream(DataStream):
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Make the next iterator give as many batches less, all of them new."""
-        batch = state.get("batch")
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0:
-            raise StreamError(
-                f"the stream's state has batch {batch!r}; expected a whole number, 0 or more; "
-                "give what state_dict() gave"
-            )
-        self._batch, self._turn = batch, None
+        (batch,) = counts_in(state, "batch")
+        self._move(self._epoch, batch)
 
     async def take(self, turn: object) -> Any:
         """Give the next batch of an epoch; `StopAsyncIteration` when it has ended.
+
+        Raises `TrainingFinish` where the queue has ended, and nothing of it is in the epoch.
 
         Parameters:
             turn: what the stream gave to the epoch's iterator.
@@ -131,6 +122,8 @@ class QueueStream(DataStream):
                     self._batch += 1
                     return batch
         if turn is self._turn:
+            if self._has_ended and not self._batch:
+                raise TrainingFinish(f"the queue of {self!r} has ended")
             self.next_epoch()
         raise StopAsyncIteration
 

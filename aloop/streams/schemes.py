@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import index
-from typing import Any, SupportsIndex, TypeAlias, cast
+from typing import Any, Final, SupportsIndex, TypeAlias, cast
 from zlib import crc32
 
 import numpy as np
@@ -30,6 +30,9 @@ __all__ = [
     "ShuffledScheme",
     "whole_number",
 ]
+
+_SHOWN: Final = 3
+"""How many of several schemes a message names."""
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
@@ -90,6 +93,15 @@ class _IndexScheme(IterationScheme):
     def indices(self) -> Indices:
         """The indices of the examples that an epoch goes through, as they were given."""
         return self._indices
+
+    def __repr__(self) -> str:
+        # What it was made with, but for the indices: they may be all the data there is.
+        sizes = {"examples": self.num_examples} | {
+            name: value
+            for name, value in self.state().items()
+            if name not in {"scheme", "num_examples", "indices_crc32"}
+        }
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in sizes.items())})"
 
     def state(self) -> dict[str, Any]:
         """Give what identifies the order of this scheme, as JSON values."""
@@ -248,6 +260,12 @@ class ConcatenatedScheme(IterationScheme):
         # Where each scheme begins, and the last one ends: in requests, and in examples.
         self._numbers = [0, *accumulate(len(scheme) for scheme in self.schemes)]
         self._places = [0, *accumulate(scheme.num_examples for scheme in self.schemes)]
+
+    def __repr__(self) -> str:
+        shown = [*map(repr, self.schemes[:_SHOWN])]
+        if len(self.schemes) > _SHOWN:
+            shown.append(f"… {len(self.schemes)} in all")
+        return f"{type(self).__name__}([{', '.join(shown)}])"
 
     @property
     def indices(self) -> Indices:

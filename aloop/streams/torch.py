@@ -11,8 +11,8 @@ from typing import Any
 
 from aloop.errors import MissingDependencyError, StreamError
 from aloop.streams.adapt import register_adapter
-from aloop.streams.base import DataStream
-from aloop.streams.cursor import OnResume, refuse_short
+from aloop.streams.cursor import OnResume
+from aloop.streams.indexed import IteratedStream, counts_in
 from aloop.streams.torch_loaders import (
     GeneratorStates,
     Rest,
@@ -32,7 +32,7 @@ __all__ = ["TorchStream"]
 _logger = logging.getLogger("aloop")
 
 
-class TorchStream(DataStream):
+class TorchStream(IteratedStream):
     """The batches of a torch `DataLoader`, as they come; resumable at any batch.
 
     The order of a resumed epoch is that which it had if the loader is seeded:
@@ -61,6 +61,7 @@ class TorchStream(DataStream):
         *,
         refetch: bool | None = None,
     ) -> None:
+        super().__init__()
         self._data = _imported("torch.utils.data")
         if not isinstance(loader, self._data.DataLoader):
             raise StreamError(
@@ -73,14 +74,8 @@ class TorchStream(DataStream):
         self._generators = generators_of(loader)
         self._first: GeneratorStates | None = None  # of the generators, when the first epoch began
         self._has_warned = False
-        self._epoch = 0
-        self._batch = 0
-        self._turn: object = None  # known to the iterator begun last, None before it is begun
-        # Of the epoch that is under way: torch's iterator, None until it is needed, and what the
-        # generators were when it began, None until it has.
-        self._running: Any = None
+        # What the generators were when the epoch that is under way began, None until it has.
         self._begun: GeneratorStates | None = None
-        self._left_out = 0  # how many batches are to be fetched and left out
         self._identity: dict[str, Any] | None = None
         # What a stateful loader has told: to be loaded, or only to be told again.
         self._pending: dict[str, Any] | None = None
@@ -98,18 +93,12 @@ class TorchStream(DataStream):
 
         After `load_state_dict` it is the rest of the epoch that the state is from.
         """
-        if self._turn is not None:
-            self.next_epoch()
-        self._turn = object()
-        return _Epoch(self, self._turn)
-
-    def next_epoch(self) -> None:
-        """Make the next iterator begin the epoch after the present one."""
-        self._move(self._epoch + 1, 0, None, None)
+        return _Epoch(self, self._next_turn())
 
     def reset(self) -> None:
         """Go back to the beginning of the first epoch."""
-        self._move(0, 0, self._first, None)
+        super().reset()
+        self._begun = self._first
 
     def close(self) -> None:
         """End the workers; they are started again when the stream is used again."""
@@ -148,12 +137,12 @@ class TorchStream(DataStream):
 
         Raises `StreamError` when the state is from a loader with other data or batches.
         """
+        epoch, batch = counts_in(state, "epoch", "batch")
         begun = as_states(state.get("generators"))
-        epoch, batch = state.get("epoch"), state.get("batch")
-        if not isinstance(epoch, int) or not isinstance(batch, int) or begun is None:
+        if begun is None:
             raise StreamError(
-                f"the stream's state has epoch {epoch!r}, batch {batch!r} and generators "
-                f"{state.get('generators')!r:.80}; expected what state_dict() gave"
+                f"the stream's state has generators {state.get('generators')!r:.80}; expected a "
+                "list of their states; give what state_dict() gave"
             )
         refuse_other_data(state, identity_of(self._loader))
         if len(begun) != len(self._generators):
@@ -162,43 +151,15 @@ class TorchStream(DataStream):
                 f"{len(self._generators)}; expected the loader that it was saved with; seed it as "
                 "it was: generator=torch.Generator().manual_seed(…)"
             )
-        self._move(epoch, batch, begun, state.get("loader") if self._is_stateful else None)
+        self._move(epoch, batch)
+        self._begun = begun
+        self._pending = state.get("loader") if self._is_stateful else None
 
-    def take(self, turn: object) -> Any:
-        """Give the next batch of an epoch; `StopIteration` when it has ended.
-
-        Parameters:
-            turn: what the stream gave to the epoch's iterator.
-        """
-        if turn is not self._turn:
-            raise StopIteration  # it was left for a later one
-        try:
-            if self._running is None:
-                self._running = self._begin()
-            while self._left_out:
-                next(self._running)
-                self._left_out -= 1
-            batch = next(self._running)
-        except StopIteration:
-            refuse_short(self, self._batch - self._left_out, self._batch)
-            self._end_epoch()
-            raise
-        except BaseException as error:
-            # The next one that is asked for is this one again, from workers that are alive.
-            error.add_note(f"raised by {self!r} at batch {self._batch} of epoch {self._epoch}")
-            self.close()
-            raise
-        self._batch += 1
-        return batch
-
-    def _move(
-        self, epoch: int, batch: int, begun: GeneratorStates | None, pending: dict[str, Any] | None
-    ) -> None:
+    def _move(self, epoch: int, batch: int) -> None:
         if not self._loader.persistent_workers:
             end_workers(self._running)
-        self._epoch, self._batch, self._begun, self._pending = epoch, batch, begun, pending
-        self._turn = self._running = self._told = self._identity = None
-        self._left_out = 0
+        super()._move(epoch, batch)
+        self._begun = self._pending = self._told = self._identity = None
 
     def _begin(self) -> Iterator[Any]:
         """Begin the epoch that is next, or the one that is under way, at the place consumed."""
@@ -222,12 +183,15 @@ class TorchStream(DataStream):
             self._keep_workers(self._begun)
         if not self._batch:
             return iter(loader)
+        advice = (
+            "; TorchStream(…, refetch=False) leaves them out without fetching them, if what is "
+            "random in the workers need not be the same again"
+        )
         _logger.warning(
-            "the epoch of %r is begun anew, and %d batches are fetched and left out; "
-            "TorchStream(…, refetch=False) leaves them out without fetching them, if what is "
-            "random in the workers need not be the same again",
+            "the epoch of %r is begun anew, and %d batches are fetched and left out%s",
             self,
             self._batch,
+            advice if self._has_choice else "",
         )
         self._left_out = self._batch
         return iter(loader)
@@ -241,13 +205,16 @@ class TorchStream(DataStream):
             self._put_back(as_states(pending["generators"]) or ())
         return iterator
 
-    def _is_refetched(self) -> bool:
-        loader = self._loader
-        is_plain = type(loader) is self._data.DataLoader and not isinstance(
-            loader.dataset, self._data.IterableDataset
+    @property
+    def _has_choice(self) -> bool:
+        """True where batches can be left out without fetching them."""
+        return type(self._loader) is self._data.DataLoader and not isinstance(
+            self._loader.dataset, self._data.IterableDataset
         )
-        pays = loader.num_workers and not loader.persistent_workers
-        return bool(pays if self._refetch is None else self._refetch) or not is_plain
+
+    def _is_refetched(self) -> bool:
+        pays = self._loader.num_workers and not self._loader.persistent_workers
+        return bool(pays if self._refetch is None else self._refetch) or not self._has_choice
 
     def _keep_workers(self, begun: GeneratorStates) -> None:
         """Have workers that persist from the first epoch on, in which their seed is drawn."""
@@ -281,7 +248,7 @@ class TorchStream(DataStream):
 
     def _end_epoch(self) -> None:
         told = self._end_of_data_set() if self._is_stateful else None
-        self.next_epoch()
+        super()._end_epoch()
         self._told = told
 
     def _end_of_data_set(self) -> "tuple[int, dict[str, Any]] | None":

@@ -65,11 +65,12 @@ def states_of(generators: Iterable[Any]) -> GeneratorStates:
 
 
 def identity_of(loader: Any) -> dict[str, Any]:
-    """Give what the number and the size of the batches depend on."""
+    """Give what the number, the size and the order of the batches depend on."""
     return {
         "examples": _length_of(loader.dataset),
         "batch_size": loader.batch_size,
         "batches": _length_of(loader),
+        "samplers": ", ".join(type(sampler).__name__ for sampler in samplers_of(loader)),
     }
 
 
@@ -86,11 +87,12 @@ def refuse_other_data(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         "examples": "{} examples in its data set",
         "batch_size": "batches of {}",
         "batches": "{} batches in an epoch",
+        "samplers": "the samplers {}",
     }
     for name, form in words.items():
         if state.get(name) != own[name]:
             raise StreamError(
-                f"the data has changed: the stream's state is of a data loader with "
+                f"the data or its order has changed: the stream's state is of a data loader with "
                 f"{form.format(state.get(name))}, and this one has {form.format(own[name])}; "
                 "expected the same batches of the same data; make the loader as it was, or call "
                 "reset() to begin anew"

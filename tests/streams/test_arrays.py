@@ -276,6 +276,12 @@ def test_a_state_that_is_no_place_is_refused(change):
         shuffled().load_state_dict(shuffled().state_dict() | change)
 
 
+@pytest.mark.parametrize("state", [None, 3, [("epoch", 0)]], ids=repr)
+def test_a_state_that_is_no_mapping_is_refused_by_its_value(state):
+    with pytest.raises(StreamError, match="expected a mapping; give what state_dict"):
+        shuffled().load_state_dict(state)
+
+
 def test_the_state_of_an_ended_epoch_is_the_beginning_of_the_next():
     stream = shuffled()
     rows(stream.get_epoch_iterator())
@@ -492,12 +498,34 @@ def test_no_batch_can_be_made_after_the_last():
     assert (stream.state_dict()["epoch"], stream.state_dict()["batch"]) == (1, 0)
 
 
+# ---- What messages call it
+
+
+def test_a_stream_is_called_by_the_shapes_of_its_data_and_its_scheme():
+    stream = make(examples=4, x=np.zeros((4, 2)), y=np.arange(4))
+    scheme = repr(stream.iteration_scheme)
+    assert repr(stream) == f"ArrayStream({{'x': (4, 2), 'y': (4,)}}, iteration_scheme={scheme})"
+
+
 # ---- What is refused
 
 
 def test_no_arrays_are_refused():
     with pytest.raises(StreamError, match="arrays is empty"):
         ArrayStream({}, iteration_scheme=SequentialScheme(1, 1))
+
+
+@pytest.mark.parametrize("arrays", [np.arange(3), (np.arange(3),), None], ids=repr)
+def test_arrays_without_names_are_refused_with_how_to_name_them(arrays):
+    with pytest.raises(StreamError, match=r"expected a mapping of arrays by source; name each"):
+        ArrayStream(arrays, iteration_scheme=SequentialScheme(3, 1))
+
+
+def test_rows_of_different_lengths_are_refused_by_the_name_of_their_source():
+    with pytest.raises(
+        StreamError, match=r"array 'y' is \[\[1\], \[1, 2\]\] of type list, of which"
+    ):
+        make(examples=2, x=np.zeros(2), y=[[1], [1, 2]])
 
 
 def test_arrays_of_different_lengths_are_refused_by_both_lengths():
@@ -516,7 +544,7 @@ def test_a_scheme_that_asks_beyond_the_arrays_is_refused_by_both_numbers():
 
 
 def test_arrays_without_examples_are_refused():
-    with pytest.raises(StreamError, match=r"asks for example 0, but the arrays have 0"):
+    with pytest.raises(StreamError, match=r"the arrays have no examples; expected one or more"):
         make(examples=1, x=np.zeros((0, 3)))
 
 

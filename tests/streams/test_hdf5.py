@@ -385,6 +385,11 @@ def test_datasets_of_different_lengths_are_refused_by_both(tmp_path):
     assert "differ in length: 'x' has 5, 'y' has 6" in failure(shuffled(path, examples=5))
 
 
+def test_datasets_without_examples_are_refused(tmp_path):
+    path = write(tmp_path / "data.h5", {"x": np.zeros((0, 3))})
+    assert "have no examples; expected one or more" in failure(shuffled(path, examples=1))
+
+
 def test_a_file_without_datasets_at_its_top_is_refused(tmp_path):
     path = write(tmp_path / "data.h5", {"train/x": np.arange(5)})
     assert "has no dataset at its top level" in failure(shuffled(path))

@@ -310,22 +310,77 @@ def test_state_of_another_order_is_refused(other, message) -> None:
         STREAMS["iterable"]().load_state_dict(other().state_dict())
 
 
-async def test_iterable_that_became_shorter_is_an_error_that_names_both(tmp_path) -> None:
-    await stopped(STREAMS["buffered"], tmp_path, [3])
+def generated(examples):
+    def made():
+        for n in range(examples):
+            yield {"y": n}
 
-    def short():
-        made = dataset(7).to_iterable_dataset(num_shards=4).shuffle(seed=3, buffer_size=8)
+    return datasets.IterableDataset.from_generator(made)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+async def test_iterable_that_became_shorter_is_an_error_that_names_both(tmp_path, shuffle) -> None:
+    def make(examples):
+        made = generated(examples)
+        made = made.shuffle(seed=3, buffer_size=8) if shuffle else made
         return HuggingFaceIterableStream(made, batch_size=6)
 
+    await stopped(lambda: make(20), tmp_path, [3])
     with pytest.raises(StreamError, match="has ended after 2 batches; expected the 3 that"):
+        await stopped(lambda: make(7), tmp_path, [9])
+
+
+async def test_iterable_of_fewer_examples_is_refused_by_both_where_it_tells(tmp_path) -> None:
+    await stopped(STREAMS["iterable"], tmp_path, [2])
+
+    def short():
+        return HuggingFaceIterableStream(
+            dataset(19).to_iterable_dataset(num_shards=4), batch_size=6
+        )
+
+    with pytest.raises(StreamError, match=r"20 examples in 4 .* has .'19 examples in 4 shards'"):
         await stopped(short, tmp_path, [9])
 
 
-@pytest.mark.parametrize("change", [{"epoch": None}, {"batch": "2"}])
-def test_state_that_is_no_place_is_refused(change) -> None:
-    stream = STREAMS["iterable"]()
-    with pytest.raises(StreamError, match=r"expected what state_dict\(\) gave"):
+async def test_epoch_that_was_left_after_its_last_batch_has_ended(tmp_path) -> None:
+    def make():
+        return HuggingFaceIterableStream(generated(20), batch_size=6)
+
+    assert await stopped(make, tmp_path, [4, 9]) == flat(straight(make, 3))[:9]
+
+
+async def test_data_set_that_was_shuffled_otherwise_is_warned_of(tmp_path, caplog) -> None:
+    def make():
+        data = dataset().shuffle(generator=np.random.default_rng())
+        return HuggingFaceStream(data, iteration_scheme=SequentialScheme(EXAMPLES, 6))
+
+    await stopped(make, tmp_path, [2, 4])
+    assert caplog.text.count("it is perhaps other data, or in another order") == 1
+
+
+async def test_nothing_is_said_of_a_data_set_that_is_the_same(tmp_path, caplog) -> None:
+    def make():
+        data = dataset().shuffle(seed=3)
+        return HuggingFaceStream(data, iteration_scheme=SequentialScheme(EXAMPLES, 6))
+
+    assert await stopped(make, tmp_path, [2, 4]) == straight(make, 1)[0]
+    assert "perhaps other data" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", [{"epoch": None}, {"batch": "2"}, {"batch": -1}, {"epoch": True}]
+)
+@pytest.mark.parametrize("name", ["scheme", "iterable"])
+def test_state_that_is_no_place_is_refused(name, change) -> None:
+    stream = STREAMS[name]()
+    with pytest.raises(StreamError, match=r"give what state_dict\(\) gave"):
         stream.load_state_dict(stream.state_dict() | change)
+
+
+@pytest.mark.parametrize("name", ["scheme", "iterable"])
+def test_state_that_is_no_mapping_is_refused_by_its_value(name) -> None:
+    with pytest.raises(StreamError, match="state is None of type NoneType; expected a mapping"):
+        STREAMS[name]().load_state_dict(None)
 
 
 # ---- as_stream, and the interface
@@ -342,6 +397,18 @@ async def test_data_set_becomes_a_stream_of_its_examples(tmp_path) -> None:
 def test_iterable_becomes_a_stream_of_its_examples() -> None:
     stream = as_stream(streamed())
     assert (type(stream), stream.produces_examples) == (HuggingFaceIterableStream, True)
+
+
+@pytest.mark.parametrize("kind", [datasets.DatasetDict, datasets.IterableDatasetDict])
+def test_dictionary_of_splits_is_refused_with_how_to_take_one(kind) -> None:
+    data = dataset() if kind is datasets.DatasetDict else streamed()
+    with pytest.raises(StreamError, match=r"'train', 'test'; expected .* as_stream\(data\['train'"):
+        as_stream(kind({"train": data, "test": data}))
+
+
+def test_data_set_without_examples_is_refused() -> None:
+    with pytest.raises(StreamError, match="the columns of the data set have no examples"):
+        as_stream(dataset(0))
 
 
 @pytest.mark.parametrize("name", ["scheme", "iterable"])

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from aloop import Checkpoint, FinishAfter, MainLoop, TrainingExtension, as_stream
-from aloop.errors import EmptyEpochError, StreamError
+from aloop.errors import StreamError
 from aloop.protocols import Stateful, Stream
 from aloop.streams.queues import QueueStream
 
@@ -164,12 +164,43 @@ async def test_shutdown_of_a_queue_ends_the_epoch() -> None:
     assert trained == [1, 2]
 
 
-async def test_epoch_after_the_end_is_an_error_and_no_wait() -> None:
+@pytest.mark.parametrize("batches_per_epoch", [None, 2, 3, 4])
+async def test_end_of_the_queue_ends_the_training_in_good_order(batches_per_epoch) -> None:
     trained: list[int] = []
-    loop = loop_of(QueueStream(asyncio_queue(1, END), end=END), trained, after_n_epochs=2)
-    with pytest.raises(EmptyEpochError):
-        await loop.run()
+    stream = QueueStream(
+        asyncio_queue(1, 2, 3, 4, END), end=END, batches_per_epoch=batches_per_epoch
+    )
+    loop = loop_of(stream, trained, after_n_epochs=9)
+    await loop.run()
+    assert trained == [1, 2, 3, 4]
+    ends = {None: [4], 2: [2, 4], 3: [3, 4], 4: [4]}
+    assert loop.status["_epoch_ends"] == ends[batches_per_epoch]
+
+
+async def test_end_of_the_queue_ends_the_training_through_what_is_made_of_it() -> None:
+    trained: list[int] = []
+    stream = QueueStream(asyncio_queue(1, 2, 3, 4, END), end=END, batches_per_epoch=2)
+    loop = loop_of(stream.map(lambda batch: batch * 10).prefetch(1), trained, after_n_epochs=9)
+    await loop.run()
+    assert (trained, loop.status["_epoch_ends"]) == ([10, 20, 30, 40], [2, 4])
+
+
+async def test_run_after_the_end_of_the_queue_ends_at_once() -> None:
+    trained: list[int] = []
+    loop = loop_of(QueueStream(asyncio_queue(1, END), end=END), trained, after_n_epochs=9)
+    await loop.run()
+    await loop.run()
     assert trained == [1]
+
+
+async def test_training_that_is_restored_after_the_end_ends_its_epoch(tmp_path) -> None:
+    trained: list[int] = []
+    queue = asyncio_queue(1, 2, END)
+    for finish in (2, 9):
+        stream = QueueStream(queue, end=END, batches_per_epoch=3)
+        loop = loop_of(stream, trained, path=tmp_path, after_n_batches=finish)
+        await loop.run()
+    assert (trained, loop.status["_epoch_ends"]) == ([1, 2], [2])
 
 
 async def test_last_epoch_may_be_shorter() -> None:
@@ -338,5 +369,10 @@ def test_what_is_no_queue_is_refused(what) -> None:
 
 @pytest.mark.parametrize("batch", [-1, 1.5, None, True])
 def test_state_that_is_no_place_is_refused(batch) -> None:
-    with pytest.raises(StreamError, match="expected a whole number, 0 or more"):
+    with pytest.raises(StreamError, match="expected whole numbers from 0 on"):
         QueueStream(asyncio.Queue()).load_state_dict({"batch": batch})
+
+
+def test_state_that_is_no_mapping_is_refused_by_its_value() -> None:
+    with pytest.raises(StreamError, match="state is None of type NoneType; expected a mapping"):
+        QueueStream(asyncio.Queue()).load_state_dict(None)

@@ -372,3 +372,33 @@ def test_several_numbers_in_place_of_one_are_refused_by_their_value(argument):
 def test_the_base_of_the_schemes_has_no_order_of_its_own():
     with pytest.raises(TypeError, match="epoch_indices"):
         BatchScheme(10, 2)
+
+
+# ---- What messages call it
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [
+        (SequentialScheme(5, 2), "SequentialScheme(examples=5, batch_size=2)"),
+        (SequentialScheme(range(5, 900), 2), "SequentialScheme(examples=895, batch_size=2)"),
+        (
+            ShuffledScheme(5, 2, seed=3, drop_last=True),
+            "ShuffledScheme(examples=5, batch_size=2, drop_last=True, seed=3)",
+        ),
+        (SequentialExampleScheme(5), "SequentialExampleScheme(examples=5)"),
+        (ShuffledExampleScheme(5, seed=3), "ShuffledExampleScheme(examples=5, seed=3)"),
+        (
+            ConcatenatedScheme([SequentialScheme(3, 1), SequentialScheme(2, 2)]),
+            f"ConcatenatedScheme([{SequentialScheme(3, 1)!r}, {SequentialScheme(2, 2)!r}])",
+        ),
+    ],
+)
+def test_a_scheme_is_called_by_what_it_was_made_with(scheme, name):
+    assert repr(scheme) == name
+
+
+def test_many_schemes_in_a_row_are_counted_and_not_all_named():
+    name = repr(ConcatenatedScheme([SequentialExampleScheme(1)] * 500))
+    assert name.endswith("… 500 in all])")
+    assert name.count("SequentialExampleScheme") == 3

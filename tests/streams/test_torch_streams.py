@@ -307,7 +307,15 @@ async def test_batches_consumed_are_not_fetched_again_without_workers(tmp_path, 
 async def test_batches_that_are_fetched_and_left_out_are_counted(tmp_path, caplog) -> None:
     await stopped(shuffled, tmp_path, [3])
     await stopped(shuffled, tmp_path, [4], refetch=True)
-    assert "3 batches are fetched and left out" in caplog.text
+    assert "3 batches are fetched and left out; TorchStream(…, refetch=False)" in caplog.text
+
+
+async def test_iterable_is_fetched_again_without_advice_that_would_not_help(
+    tmp_path, caplog
+) -> None:
+    await stopped(LOADERS["iterable"], tmp_path, [2, 3])
+    assert "2 batches are fetched and left out" in caplog.text
+    assert "refetch=False" not in caplog.text
 
 
 async def test_run_of_the_same_loop_goes_on_in_the_epoch(tmp_path) -> None:
@@ -401,6 +409,20 @@ async def test_batches_of_another_size_are_an_error_that_names_both(tmp_path) ->
         await stopped(lambda: shuffled(batch_size=5), tmp_path, [4])
 
 
+@pytest.mark.parametrize(
+    ("was", "has"),
+    [
+        (loader, lambda: loader(shuffle=True)),
+        (lambda: loader(shuffle=True), loader),
+        (lambda: loader(kind=stateful.StatefulDataLoader), lambda: loader(shuffle=True)),
+    ],
+)
+def test_state_of_another_way_to_order_the_data_is_refused(was, has) -> None:
+    state = TorchStream(was()).state_dict()
+    with pytest.raises(StreamError, match=r"the samplers \w+, BatchSampler"):
+        TorchStream(has()).load_state_dict(state)
+
+
 async def test_iterable_that_became_shorter_is_an_error_that_names_both(tmp_path) -> None:
     class Short(data.IterableDataset):
         def __iter__(self):
@@ -411,11 +433,20 @@ async def test_iterable_that_became_shorter_is_an_error_that_names_both(tmp_path
         await stopped(lambda: loader(Short()), tmp_path, [4])
 
 
-@pytest.mark.parametrize("change", [{"epoch": None}, {"batch": "2"}, {"generators": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"epoch": None}, {"batch": "2"}, {"batch": -1}, {"epoch": True}, {"generators": 3}],
+    ids=repr,
+)
 def test_state_that_is_no_place_is_refused(change) -> None:
     stream = TorchStream(shuffled())
-    with pytest.raises(StreamError, match=r"expected what state_dict\(\) gave"):
+    with pytest.raises(StreamError, match=r"give what state_dict\(\) gave"):
         stream.load_state_dict(stream.state_dict() | change)
+
+
+def test_state_that_is_no_mapping_is_refused_by_its_value() -> None:
+    with pytest.raises(StreamError, match="state is None of type NoneType; expected a mapping"):
+        TorchStream(shuffled()).load_state_dict(None)
 
 
 # ---- Failures
@@ -440,9 +471,8 @@ def test_batch_that_could_not_be_read_comes_when_it_is_asked_for_again(kind, wor
     iterator = stream.get_epoch_iterator()
     given = [numbers(next(iterator))]
     stream.state_dict()
-    with pytest.raises(OSError, match="no such image") as caught:
+    with pytest.raises(OSError, match="no such image"):
         next(iterator)
-    assert "at batch 1 of epoch 0" in "".join(caught.value.__notes__)
     dataset.is_mended = True
     given += [numbers(batch) for batch in iterator]
     stream.close()
@@ -455,6 +485,14 @@ async def test_error_in_a_worker_leaves_no_worker(tmp_path) -> None:
     with pytest.raises(OSError, match="no such image"):
         await loop_of(stream, tmp_path, [], 8).run()
     assert workers() - before == set()
+
+
+async def test_error_says_once_where_it_was_raised(tmp_path) -> None:
+    with pytest.raises(OSError, match="no such image") as caught:
+        await loop_of(TorchStream(loader(Broken())), tmp_path, [], 8).run()
+    assert [note.rpartition(" after ")[2] for note in caught.value.__notes__] == [
+        "batch 1 of epoch 1"
+    ]
 
 
 class Killed(Numbers):
@@ -475,7 +513,7 @@ async def test_killed_worker_fails_the_run_and_leaves_no_worker(tmp_path) -> Non
         await loop_of(stream, tmp_path, [], 8).run()
     assert workers() - before == set()
     assert time.monotonic() - began < 20
-    assert "raised by TorchStream" in "".join(caught.value.__notes__)
+    assert "raised by the data stream TorchStream" in "".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize("persistent", [False, True])
