@@ -13,9 +13,10 @@ from aloop.protocols import Stream
 from aloop.streams.adapt import as_stream
 from aloop.streams.base import DataStream
 from aloop.streams.reading import epoch_length
+from aloop.streams.schemes import whole_number
 from aloop.streams.stages.combining import Concatenate, Mix, Zip, clash
 from aloop.streams.stages.epochs import Stage
-from aloop.streams.transformed import StagedStream, stage_of, where_of, whole_number
+from aloop.streams.transformed import StagedStream, stage_of, where_of
 
 __all__ = ["ConcatenatedStream", "MixtureStream", "ZippedStream", "zip_streams"]
 

@@ -1,15 +1,13 @@
 """Streams that are made of other streams, and the methods of every stream that make them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from operator import index
-from typing import Any, Final, SupportsIndex, TypeAlias, cast
-
-import numpy as np
+from typing import Any, Final, TypeAlias, cast
 
 from aloop.errors import StreamError
 from aloop.protocols import Stream
 from aloop.streams.base import READ_AHEAD, DataStream, Where, read_ahead_of, register_transform
 from aloop.streams.reading import epoch_length
+from aloop.streams.schemes import whole_number
 from aloop.streams.stages.cached import Cache
 from aloop.streams.stages.epochs import (
     AsyncEpochIterator,
@@ -33,7 +31,7 @@ from aloop.streams.stages.operations import (
 from aloop.streams.stages.origin import Origin
 from aloop.streams.stages.prefetched import Prefetch
 
-__all__ = ["StagedStream", "Transformed", "stage_of", "where_of", "whole_number"]
+__all__ = ["StagedStream", "Transformed", "stage_of", "where_of"]
 
 Names: TypeAlias = tuple[str, ...]
 Length: TypeAlias = Callable[[int], int]
@@ -204,17 +202,6 @@ def stage_of(stream: Stream) -> Stage:
 def where_of(stream: Stream) -> Where:
     """Give where the elements of a stream are fetched."""
     return getattr(stream, "where", "thread")
-
-
-def whole_number(name: str, value: object, *, least: int) -> int:
-    """Give a whole number; `StreamError` for what is none, or too small."""
-    if isinstance(value, SupportsIndex) and not isinstance(value, bool | np.ndarray):
-        number = index(value)
-        if number >= least:
-            return number
-    raise StreamError(
-        f"{name} is {value!r:.80}; expected a whole number, {least} or more; correct it"
-    )
 
 
 # The methods of DataStream, which is documented there.
