@@ -105,12 +105,20 @@ class Bridge:
         is_reading = self._is_filling and not self._is_last_taken
         return bool(self._fetched) or is_reading or self._has_failed
 
-    def take(self) -> Any:
-        """Give the next batch, or `END`, or raise what the iterator did in its place."""
+    def take(self, check: Callable[[Any], Any] | None = None) -> Any:
+        """Give the next batch, or `END`, or raise what the iterator did in its place.
+
+        Parameters:
+            check: raises for a batch that is refused; the place is then that before it.
+        """
         batch, place, error = self._fetched.popleft()
+        self._has_failed = True
         if error is not None:
-            self._is_last_taken = self._has_failed = True
+            self._is_last_taken = True
             raise error
+        if check is not None:
+            check(batch)
+        self._has_failed = False
         self.place = place
         if batch is END:
             self._is_last_taken = True

@@ -80,6 +80,11 @@ class ZippedStream(_CombinedStream):
 
 def zip_streams(*streams: Any, strict: bool = True) -> ZippedStream:
     """Make one stream of several, with the sources of all; see `ZippedStream`."""
+    if len(streams) == 1 and isinstance(streams[0], list | tuple):
+        raise StreamError(
+            f"zip_streams() is given {streams[0]!r:.80}; expected the streams one by one, as "
+            "zip_streams(a, b); put a * before the list"
+        )
     return ZippedStream(*streams, strict=strict)
 
 
@@ -90,7 +95,12 @@ class ConcatenatedStream(_CombinedStream):
         streams: one or more streams, or what `as_stream` makes one of, with the same sources.
     """
 
-    def __init__(self, streams: Sequence[Any]) -> None:
+    def __init__(self, streams: Sequence[Any], *others: object) -> None:
+        if others:
+            raise StreamError(
+                f"ConcatenatedStream is given {len(others) + 1} arguments; expected one list, as "
+                "ConcatenatedStream([a, b]); put the streams into one"
+            )
         made = _streams_of("ConcatenatedStream", streams)
         super().__init__(
             Concatenate([stage_of(stream) for stream in made]),

@@ -67,12 +67,17 @@ class _Reader:
                 self._task = create_hidden_task(self._read(), name="aloop stream")
         return self._outcome
 
-    def take(self) -> Batch:
-        """Give the batch that was asked for, or raise what the stream did in its place."""
+    def take(self, check: Callable[[Batch], Batch]) -> Batch:
+        """Give the batch that was asked for, or raise what the stream did in its place.
+
+        One that `check` refuses was not taken, as far as the place goes.
+        """
         assert self._outcome is not None
         outcome, self._outcome = self._outcome, None
-        self._has_failed = outcome.cancelled() or outcome.exception() is not None
-        return outcome.result()
+        self._has_failed = True
+        batch = check(outcome.result())
+        self._has_failed = False
+        return batch
 
     @property
     def is_ahead(self) -> bool:
@@ -205,7 +210,7 @@ class Fetcher:
                 stop.cancel()  # by whoever cancels every task, and the run in a moment
             if self._is_kept_from_taking(stop, is_there=outcome.done()):
                 return END
-            return check(reader.take())
+            return reader.take(check)
 
         return wait
 
@@ -238,7 +243,7 @@ class Fetcher:
                     await stop.wait_with(bridge.ask())
                 if self._is_kept_from_taking(stop, is_there=bridge.is_ready):
                     return END
-            return check(bridge.take())
+            return bridge.take(check)
 
         return take
 

@@ -151,7 +151,7 @@ class Transformed(StagedStream):
         produces_examples: whether the elements are examples; as the stream's if None.
         length: gives the number of elements in an epoch, of that of the stream's; None where it
             cannot be known.
-        calls_function: whether a function of the user's is called, which may take long.
+        takes_long: whether it may, because a function of the user's is called, or data copied.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Transformed(StagedStream):
         sources: Names | None = None,
         produces_examples: bool | None = None,
         length: Length | None = lambda length: length,
-        calls_function: bool = False,
+        takes_long: bool = False,
     ) -> None:
         super().__init__(
             stage,
@@ -176,7 +176,7 @@ class Transformed(StagedStream):
         self._stream = stream
         self._call = call
         self._length = length
-        self.where = "thread" if calls_function else where_of(stream)
+        self.where = "thread" if takes_long else where_of(stream)
         self.read_ahead = read_ahead_of(stream)
 
     def __repr__(self) -> str:
@@ -221,9 +221,13 @@ def _map(
         Map(stage_of(stream), called),
         f"map({called.name})",
         sources=_NO_NAMES if sources is None else _names("map()", sources, least=0),
-        calls_function=True,
+        takes_long=True,
     )
-    return mapped if number == 1 else _prefetch(mapped, depth=number, workers=number)
+    if number == 1:
+        return mapped
+    stage = Prefetch(mapped.stage, depth=number, workers=number)
+    call = f"map({called.name}, concurrency={number})"
+    return Transformed(stream, stage, call, sources=mapped.sources, takes_long=True)
 
 
 def _filter(stream: DataStream, predicate: object) -> DataStream:
@@ -233,7 +237,7 @@ def _filter(stream: DataStream, predicate: object) -> DataStream:
         Filter(stage_of(stream), called),
         f"filter({called.name})",
         length=None,
-        calls_function=True,
+        takes_long=True,
     )
 
 
@@ -242,9 +246,10 @@ def _batch(stream: DataStream, batch_size: int, *, drop_last: bool) -> DataStrea
     made = Transformed(
         stream,
         Batch(stage_of(stream), size, drop_last=drop_last),
-        f"batch({size})",
+        f"batch({size}{', drop_last=True' if drop_last else ''})",
         produces_examples=False,
         length=lambda length: length // size if drop_last else -(-length // size),
+        takes_long=True,
     )
     if made.read_ahead:  # as many elements are read ahead as before
         made.read_ahead = max(READ_AHEAD, -(-made.read_ahead // size))
@@ -253,10 +258,17 @@ def _batch(stream: DataStream, batch_size: int, *, drop_last: bool) -> DataStrea
 
 def _unbatch(stream: DataStream) -> DataStream:
     stage = Unbatch(stage_of(stream))
-    return Transformed(stream, stage, "unbatch()", produces_examples=True, length=None)
+    return Transformed(
+        stream, stage, "unbatch()", produces_examples=True, length=None, takes_long=True
+    )
 
 
 def _pad(stream: DataStream, sources: Names | str | None, mask_dtype: Any) -> DataStream:
+    if stream.produces_examples:
+        raise StreamError(
+            f"pad() is called on {stream!r:.200}, which gives single examples; expected batches of "
+            "examples that differ in length; call batch(batch_size) before it"
+        )
     chosen = _NO_NAMES if sources is None else _names("pad()", sources)
     _look_for("pad()", chosen, stream.sources)
     names: list[str] = []
@@ -272,7 +284,7 @@ def _pad(stream: DataStream, sources: Names | str | None, mask_dtype: Any) -> Da
         ) from None
     call = f"pad({', '.join(map(repr, chosen))})"
     stage = Apply(stage_of(stream), pad, call)
-    return Transformed(stream, stage, call, sources=tuple(names))
+    return Transformed(stream, stage, call, sources=tuple(names), takes_long=True)
 
 
 def _rename(stream: DataStream, names: Mapping[str, str]) -> DataStream:
@@ -312,7 +324,7 @@ def _prefetch(stream: DataStream, *, depth: int, workers: int) -> DataStream:
     number = whole_number("the workers of prefetch()", workers, least=1)
     depth = whole_number("the depth of prefetch()", depth, least=0)
     stage = Prefetch(stage_of(stream), depth=max(depth, number), workers=number)
-    made = Transformed(stream, stage, f"prefetch({depth}, workers={number})", calls_function=True)
+    made = Transformed(stream, stage, f"prefetch({depth}, workers={number})", takes_long=True)
     made.read_ahead = depth
     return made
 

@@ -741,7 +741,7 @@ def lose_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
         async def take_at_once() -> object:
             outcome = reader.ask(None)
             await stop.wait_with(outcome)
-            batch = reader.take() if outcome.done() else END
+            batch = reader.take(lambda batch: batch) if outcome.done() else END
             self.is_left = stop.level >= StopLevel.BATCH
             return END if self.is_left else batch
 

@@ -883,3 +883,35 @@ async def test_a_stream_may_end_the_training_in_good_order(at, is_async):
     assert notes.seen == ([1, 2, 1] if at == "middle" else [1, 2])
     assert log.current_row["training_finished"]
     assert log.status["epochs_done"] == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_batch_that_was_refused_is_not_consumed(is_async, tmp_path):
+    class Declared(Stepping):
+        sources = ("x",)
+        is_wrong = False
+
+        def get_epoch_iterator(self, *, as_dict=True):
+            return self.wait() if is_async else self.give()
+
+        def give(self):
+            while self.number < self.length:
+                self.number += 1
+                yield {"y" if self.is_wrong and self.number == 5 else "x": self.number}
+
+        async def wait(self):
+            for batch in self.give():
+                yield batch
+
+    def make(is_wrong):
+        stream, notes = Declared(), Notes()
+        stream.is_wrong = is_wrong
+        checkpoint = Checkpoint(tmp_path / "saved", resume=True, on_error=True)
+        return loop_over(stream, checkpoint, step=notes, epochs=1), notes
+
+    loop, first = make(True)
+    with pytest.raises(StreamError, match="with the sources 'y'"):
+        await loop.run()
+    loop, rest = make(False)
+    await loop.run()
+    assert [batch["x"] for batch in first.seen + rest.seen] == [*range(1, 9)]

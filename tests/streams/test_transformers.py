@@ -28,6 +28,7 @@ from aloop import (
     FinishAfter,
     MainLoop,
     as_stream,
+    zip_streams,
 )
 from aloop.errors import CheckpointValueError, StreamError
 from aloop.protocols import Stateful, Stream
@@ -450,7 +451,7 @@ def test_sources_that_were_declared_and_are_not_there_are_named() -> None:
 
 def test_a_function_is_called_in_the_thread_and_what_is_light_is_done_inline() -> None:
     assert batches().map(double).where == "thread"
-    assert batches().select("x").batch(2).where == "inline"
+    assert batches().select("x").rename({"x": "y"}).where == "inline"
     assert as_stream(lambda: [1]).batch(2).where == "thread"
 
 
@@ -1006,3 +1007,38 @@ async def test_closing_a_chain_takes_nothing_from_its_queue(caplog):
     queue.put_nowait(1)
     await asyncio.sleep(0.01)
     assert queue.qsize() == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda s: s.pad(),
+            r"pad\(\) is called on .*, which gives single examples; expected batch",
+        ),
+        (lambda s: zip_streams([s, s]), r"expected the streams one by one, as zip_streams\(a, b\)"),
+        (
+            lambda s: ConcatenatedStream(s, s),
+            r"expected one list, as ConcatenatedStream\(\[a, b\]\)",
+        ),
+    ],
+    ids=["pad", "zip", "concatenated"],
+)
+def test_what_is_called_in_another_way_than_meant_is_refused_at_once(make, message) -> None:
+    scheme = ShuffledExampleScheme(4, seed=1)
+    with pytest.raises(StreamError, match=message):
+        make(ArrayStream({"x": np.arange(4)}, iteration_scheme=scheme))
+
+
+def test_streams_are_shown_as_they_were_called() -> None:
+    stream = numbers(1, 2)
+    assert repr(stream.map(double, concurrency=4)).endswith(".map(double, concurrency=4)")
+    assert repr(stream.batch(5, drop_last=True)).endswith(".batch(5, drop_last=True)")
+
+
+@pytest.mark.parametrize("method", ["unbatch", "pad", "batch"])
+def test_what_copies_much_is_read_in_a_thread(method) -> None:
+    scheme = SequentialScheme(4, 2)
+    stream = ArrayStream({"x": np.zeros((4, 2))}, iteration_scheme=scheme)
+    assert stream.where == "inline"
+    assert getattr(stream, method)(*([3] if method == "batch" else [])).where == "thread"
