@@ -102,6 +102,12 @@ class StagedStream(DataStream):
 
         Raises `StreamError` when the state is from a stream that is made another way.
         """
+        given = cast("object", state)
+        if not isinstance(given, Mapping):
+            raise StreamError(
+                f"the stream's state is {given!r:.80} of type {type(given).__name__}; expected the "
+                "dictionary that state_dict() gave; give it that"
+            )
         chain, name = state.get("chain"), self._chain
         if chain != name:
             raise StreamError(

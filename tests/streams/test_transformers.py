@@ -1042,3 +1042,83 @@ def test_what_copies_much_is_read_in_a_thread(method) -> None:
     stream = ArrayStream({"x": np.zeros((4, 2))}, iteration_scheme=scheme)
     assert stream.where == "inline"
     assert getattr(stream, method)(*([3] if method == "batch" else [])).where == "thread"
+
+
+# ---- What is refused at once, and rows
+
+
+@pytest.mark.parametrize("state", [None, 3, "text"], ids=repr)
+def test_a_state_that_is_no_mapping_is_refused(state) -> None:
+    with pytest.raises(StreamError, match=r"expected the dictionary that state_dict\(\) gave"):
+        as_stream([1]).batch(2).load_state_dict(state)
+
+
+def _generator(element):
+    yield element
+
+
+async def _async_generator(element):
+    yield element
+
+
+class _Generating:
+    def __call__(self, element):
+        yield element
+
+
+@pytest.mark.parametrize(
+    "function", [_generator, _async_generator, _Generating(), partial(_generator)]
+)
+@pytest.mark.parametrize("method", ["map", "filter"])
+def test_a_generator_function_is_refused(function, method) -> None:
+    with pytest.raises(StreamError, match="is given the generator function"):
+        getattr(as_stream([1]), method)(function)
+
+
+@pytest.mark.parametrize("raised", [TypeError, RuntimeError])
+async def test_what_numpy_makes_no_array_of_is_named_with_its_source(raised) -> None:
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            raise raised("it requires grad")
+
+    with pytest.raises(StreamError, match=r"source 'x': .*it requires grad"):
+        await epoch(as_stream([{"x": Tensor()}] * 2).batch(2))
+
+
+class Table:
+    """What looks rows up by label, as a DataFrame of pandas does."""
+
+    iloc = None
+
+    def __init__(self, columns) -> None:
+        self.columns = list(columns)
+        self._columns = columns
+
+    def __getitem__(self, name):
+        return self._columns[name]
+
+    def __len__(self) -> int:
+        return len(self._columns[self.columns[0]])
+
+    def __array__(self, dtype=None, copy=None):
+        return np.stack([self._columns[name] for name in self.columns], axis=1)
+
+
+async def test_the_rows_of_a_table_in_a_batch_are_its_rows_and_not_its_columns() -> None:
+    table = Table({0: np.array([1, 2, 3]), 1: np.array([4, 5, 6])})
+    rows = await epoch(as_stream([{"a": table}]).unbatch())
+    assert rows == [{"a": [1, 4]}, {"a": [2, 5]}, {"a": [3, 6]}]
+
+
+async def test_a_table_whose_columns_have_one_name_is_refused() -> None:
+    table = Table({"a": np.arange(2)})
+    table.columns = ["a", "a"]
+    with pytest.raises(StreamError, match="expected names that differ"):
+        await epoch(as_stream([table]).unbatch())
+
+
+@pytest.mark.parametrize("batch", [np.ones((4, 2)), (np.ones((4, 2)),), {"x": np.ones((4, 2))}])
+def test_a_row_does_not_keep_its_batch_in_memory(batch) -> None:
+    row = next(as_stream([batch]).unbatch().get_epoch_iterator())
+    array = row["x"] if isinstance(row, dict) else row[0] if isinstance(row, tuple) else row
+    assert array.base is None

@@ -70,11 +70,12 @@ def _column(name: str | None, values: list[Any]) -> Array:
     for value in values:
         try:
             rows.append(np.asarray(value))
-        except ValueError as error:  # its own rows differ in length
+        # Its own rows differ in length, or it is a tensor of which numpy makes no array.
+        except (ValueError, TypeError, RuntimeError) as error:
             raise StreamError(
                 f"batch() got {_of(name)}{value!r:.80}, which is no array ({error}); expected "
-                "numbers, or arrays; make it one"
-            ) from None
+                "numbers, or arrays; make it one with map(function) before it"
+            ) from error
     shape = rows[0].shape
     if all(row.shape == shape for row in rows):
         try:
@@ -110,21 +111,22 @@ class Rows:
     """The rows of a batch: a mapping or tuple of columns of one length, or a single column."""
 
     def __init__(self, batch: Element) -> None:
-        batch = _by_position(batch)
+        batch = _by_column(batch)
         if isinstance(batch, Mapping):
             given = cast("Mapping[Any, Any]", batch)
             mapping = {name: _by_position(column) for name, column in given.items()}
             columns = {repr(name): column for name, column in mapping.items()}
             self._row: Callable[[int], Any] = lambda i: {
-                name: column[i] for name, column in mapping.items()
+                name: _row(column, i) for name, column in mapping.items()
             }
         elif isinstance(batch, tuple):
             parts = tuple(map(_by_position, cast("tuple[Any, ...]", batch)))
             columns = {str(number): column for number, column in enumerate(parts)}
-            self._row = lambda i: tuple(column[i] for column in parts)
+            self._row = lambda i: tuple(_row(column, i) for column in parts)
         else:
-            columns = {"": batch}
-            self._row = lambda i: batch[i]
+            column = _by_position(batch)
+            columns = {"": column}
+            self._row = lambda i: _row(column, i)
         self._length = _one_length(columns, batch)
 
     def __len__(self) -> int:
@@ -134,13 +136,31 @@ class Rows:
         return self._row(number)
 
 
+def _row(column: Any, number: int) -> Any:  # whatever a batch holds
+    """Give a row of a column; no view, which would keep the whole batch in memory."""
+    row = column[number]
+    if not isinstance(row, np.ndarray):
+        return row
+    array = cast("Array", row)
+    return array if array.base is None else array.copy()
+
+
+def _by_column(batch: Element) -> Element:
+    """Give the columns by name of a table, as pandas has them; any other batch as it is."""
+    if not (hasattr(batch, "iloc") and hasattr(batch, "columns")):
+        return batch
+    names = list(batch.columns)
+    if len(set(names)) < len(names):
+        raise StreamError(
+            f"unbatch() got a table with the columns {', '.join(map(repr, names))}; expected names "
+            "that differ; rename one"
+        )
+    return {name: batch[name] for name in names}
+
+
 def _by_position(column: Any) -> Any:  # whatever a batch holds
     """Give what has its rows by position of what looks them up by label, as pandas does."""
-    if not hasattr(column, "iloc"):
-        return column
-    if hasattr(column, "columns"):
-        return {name: np.asarray(column[name]) for name in column.columns}
-    return np.asarray(column)
+    return np.asarray(column) if hasattr(column, "iloc") else column
 
 
 def _one_length(columns: Mapping[str, Any], batch: Element) -> int:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from types import CoroutineType
 from typing import Any, cast
 
@@ -88,6 +88,11 @@ class Function:
                 f"{stage}() is given {function!r:.80} of type {type(function).__name__}; expected "
                 "a function of one argument, sync or async; give it one"
             )
+        if _is_generator(function):
+            raise StreamError(
+                f"{stage}() is given the generator function {_name(function)}; expected one that "
+                "returns a value; write it with return, or give as_stream() a generator of your own"
+            )
         # It takes an element and gives one, both of which are anything.
         self._function = cast("Callable[[Any], Any]", function)
         self._stage = stage
@@ -156,14 +161,25 @@ def _do_nothing() -> None:
 
 
 def _is_async(function: object) -> bool:
+    return any(map(iscoroutinefunction, _called(function)))
+
+
+def _is_generator(function: object) -> bool:
+    return any(isgeneratorfunction(each) or isasyncgenfunction(each) for each in _called(function))
+
+
+def _called(function: object) -> tuple[object, object]:
+    """Give what a call may call: the function itself, or the method of its class."""
+    function = _unwrapped(function)
+    return function, getattr(type(function), "__call__", None)  # noqa: B004 - what, not whether
+
+
+def _unwrapped(function: object) -> object:
     while isinstance(function, partial):
         function = cast("partial[Any]", function).func
-    return iscoroutinefunction(function) or iscoroutinefunction(
-        getattr(type(function), "__call__", None)  # noqa: B004 - what it is, and not whether
-    )
+    return function
 
 
 def _name(function: object) -> str:
-    while isinstance(function, partial):
-        function = cast("partial[Any]", function).func
+    function = _unwrapped(function)
     return str(getattr(function, "__qualname__", type(function).__qualname__))
