@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from aloop.errors import MissingDependencyError, StreamError
+from aloop.errors import MissingDependencyError, StreamError, brief
 from aloop.streams.adapt import register_adapter
 from aloop.streams.cursor import OnResume
 from aloop.streams.indexed import IteratedStream, counts_in
@@ -160,6 +160,23 @@ class TorchStream(IteratedStream):
             end_workers(self._running)
         super()._move(epoch, batch)
         self._begun = self._pending = self._told = self._identity = None
+
+    def take(self, turn: object) -> Any:
+        """Give the next batch of an epoch; `StopIteration` when it has ended.
+
+        Raises `StreamError` when a worker is lost while it sends one. (Torch raises RuntimeError
+        for a worker that it misses later.)
+        """
+        try:
+            return super().take(turn)
+        except (ConnectionError, EOFError) as error:
+            if not self._loader.num_workers:
+                raise
+            raise StreamError(
+                f"a worker process of {self!r} was lost while it sent a batch: {brief(error)}; "
+                "expected it to live as long as its loader; look at what has killed it, such as "
+                "want of memory"
+            ) from error
 
     def _begin(self) -> Iterator[Any]:
         """Begin the epoch that is next, or the one that is under way, at the place consumed."""
