@@ -255,9 +255,6 @@ class Training:
     async def _begin_epoch(self) -> None:
         try:
             await self.reading.begin_epoch()
-        except TrainingFinish:
-            self._has_stream_failed = True  # as far as this epoch goes: nothing more will come
-            raise
         except BaseException as error:
             self._stream_failed(error)
             raise
@@ -304,9 +301,6 @@ class Training:
                 batch = await fetch() if waits else fetch()
             except GeneratorExit:
                 raise  # with its event loop gone, perhaps beside another run
-            except TrainingFinish:
-                self._has_stream_failed = True  # as far as this epoch goes: nothing more will come
-                raise
             except BaseException as error:
                 self._stream_failed(error)
                 raise
@@ -359,12 +353,16 @@ class Training:
                     await self._heed()
 
     def _stream_failed(self, error: BaseException) -> None:
+        self._has_stream_failed = True
+        if isinstance(error, TrainingFinish):
+            return  # in good order: the stream knows that nothing more will come
         stream, epoch = self.data_stream, self.status["epochs_done"] + 1
         to_skip = self.reading.to_skip
         batch = self._batch - to_skip if self._stage.in_epoch else 0
         note = f"raised by the data stream {stream!r:.200} after batch {batch} of epoch {epoch}"
-        error.add_note(note + (f", which is replayed up to batch {self._batch}" * bool(to_skip)))
-        self._has_stream_failed = True
+        if to_skip:
+            note += f", which is replayed up to batch {self._batch}"
+        error.add_note(note)
 
     async def _heed(self, requested: Any = None, *, at_epoch_end: bool = False) -> None:
         """Do at a boundary what was asked: finish or fail, save a checkpoint, or hold still."""

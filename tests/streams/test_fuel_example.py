@@ -1,29 +1,18 @@
 """The example of Fuel, run as a user runs it."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from test_documents import ROOT, run
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "fuel_stream.py"
+EXAMPLE = ROOT / "examples" / "fuel_stream.py"
 
 
 @pytest.mark.slow
 def test_example_resumes_in_mid_epoch_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE)],
-        cwd=tmp_path,
-        env=os.environ | {"HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *runs, accuracy, weights, costs = done.stdout.splitlines()
+    printed = run(["-W", "error", str(EXAMPLE)], tmp_path)
+    *runs, accuracy, weights, costs = printed.splitlines()
     assert runs == [
         "never stopped: 270 batches, 6 epochs",
         "stopped in the middle of an epoch: 100 batches, 2 epochs",

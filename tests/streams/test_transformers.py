@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log_helpers import until
 from stream_tools import (
     Async,
     Count,
@@ -984,7 +985,7 @@ async def test_the_next_epoch_of_a_chain_made_ahead_is_the_next_one():
         iterator = stream.get_epoch_iterator()
         for _ in range(taken):
             await anext(iterator)
-        await asyncio.sleep(0.01)  # in which all may be read ahead
+        await until(lambda made=stream.stage: made._has_all or made._is_full)  # ahead
         stream.next_epoch()
         await iterator.rest()
         assert stream.state_dict()["place"]["stream"]["epoch"] == 1
@@ -998,14 +999,13 @@ async def test_closing_a_chain_takes_nothing_from_its_queue(caplog):
     stream = as_stream(queue).map(same, concurrency=2)
     loop = training(stream, [], 1)
     task = asyncio.create_task(loop.run())
-    await asyncio.sleep(0.01)  # it waits for the queue
+    await until(lambda: queue._getters)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     loop.data_stream.close()
-    await asyncio.sleep(0)
+    await until(lambda: not queue._getters)
     queue.put_nowait(1)
-    await asyncio.sleep(0.01)
     assert queue.qsize() == 1
 
 
