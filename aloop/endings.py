@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from aloop.callbacks import CallbackName
 from aloop.errors import TrainingFinish, brief
+from aloop.faults import fault_point
 from aloop.log.base import TrainingLog
 from aloop.protocols import Log, Record
 from aloop.stopping import LeftBehind, StopLevel, StopRequest
@@ -89,15 +90,18 @@ async def drain(
     Gives what the run as a whole failed with; failures are returned, not raised. Cancelled when
     the grace is over, it leaves out what has not begun.
     """
+    fault_point("drain.begun")
     stop.record(log)  # what was asked since the last boundary
     was_interrupted = False
     try:
         # First, for what it records belongs to what the extensions are called with.
         failure = joined(failure, await finish_background())
+        fault_point("drain.settled")
         if failure is None and stop.level is not StopLevel.ABANDON:
             was_interrupted = bool(stop.level)
             failure = await _end_in_order(stop, log, extensions)
             failure = joined(failure, await finish_background())
+            fault_point("drain.called")
             if failure is None:
                 failure = await save()
     except asyncio.CancelledError as error:  # in the wait for the background
@@ -108,6 +112,7 @@ async def drain(
             await _tell(failure, extensions, was_interrupted=was_interrupted)
             failure = joined(failure, await finish_background())
             failure = joined(failure, await save())
+    fault_point("drain.done")
     return failure
 
 

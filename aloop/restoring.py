@@ -15,6 +15,7 @@ from aloop.checkpoints.directory import is_checkpoint
 from aloop.checkpoints.published import Packed, State
 from aloop.checkpoints.wishes import LoadWish
 from aloop.errors import ArgumentError, CheckpointError, CheckpointValueError, brief
+from aloop.faults import fault_point
 from aloop.offload import run_in_worker
 from aloop.snapshots import Trained, put_back
 
@@ -115,6 +116,7 @@ class Restorer:
             )
             return False
         checkpoint, state = found
+        fault_point("restore.read")
         await put_back(
             self._training,
             state,
@@ -123,6 +125,7 @@ class Restorer:
             global_rng=load.global_rng,
         )
         self._training.log.current_row["loaded_from"] = str(checkpoint.path)
+        fault_point("restore.done")
         _logger.info("%s loaded %s", load.owner, checkpoint.path)
         return True
 

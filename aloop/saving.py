@@ -25,6 +25,7 @@ from aloop.checkpoints.published import Packed, State
 from aloop.checkpoints.wishes import LoadWish, SaveWish
 from aloop.errors import ArgumentError, CheckpointError, brief
 from aloop.extensions.base import call
+from aloop.faults import fault_point
 from aloop.log.records import Row
 from aloop.offload import Worker, run_in_worker
 from aloop.restoring import Restorer
@@ -258,6 +259,7 @@ class Saver:
     @blames("the saving of a checkpoint")
     async def _copy_due(self) -> tuple[Due, Copied | None]:
         """Copy the state for all that is due; None where that failed and may."""
+        fault_point("checkpoint.due")
         due, self._due = self._due, Due()
         self._stop.want_checkpoint(False)
         if due.requests and self._main is not None:
@@ -272,6 +274,7 @@ class Saver:
             state = take(self._training, global_rng=global_rng)
             packed = Packed.of(state, copies_up_to=COPIED_AT_ONCE)
             contents = await run_in_worker(_complete, self._training, packed)
+            fault_point("checkpoint.copied")
         except BaseException as error:
             due.fail(error)
             is_lenient = all(wish.is_lenient for wish in due.wishes.values())
@@ -294,6 +297,7 @@ class Saver:
     async def _publish(self, due: Due, copied: Copied, row: Row) -> None:
         try:
             await self._training.log.flush()  # the log is never behind a checkpoint
+            fault_point("checkpoint.flushed")
             failure = await self._publish_all(due, copied, row)
         except BaseException as error:
             due.fail(error)
@@ -350,6 +354,7 @@ class Saver:
                 row["checkpoint_bytes"] = published.bytes
 
         self._training.log.write_late(record)
+        fault_point("checkpoint.recorded")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, TypeAlias, cast, get_args
 from weakref import WeakMethod
 
 from aloop.errors import ArgumentError
+from aloop.faults import fault_point
 
 __all__ = ["SIGNALS", "SignalMode", "check_mode", "subscribed"]
 
@@ -92,6 +93,7 @@ class _Switchboard:
         signal.signal(self._number, self)
         if hasattr(signal, "siginterrupt"):
             signal.siginterrupt(self._number, False)
+        fault_point("signal.plugged")
 
     def add(self, key: int, listener: _Listener) -> None:
         self._listeners[key] = WeakMethod(listener)
@@ -151,6 +153,7 @@ class _Switchboard:
 
     def _ring(self) -> None:
         self._was_rung = True
+        fault_point("signal.heard")
         listeners = [reference() for reference in self._listeners.values()]
         taken = [
             listener(self._number, self._is_chained)
@@ -178,6 +181,7 @@ class _Switchboard:
         if now is self or (self._is_heard_by_loop and is_closed and now in _PYTHONS):
             with suppress(ValueError):  # a run that is collected as garbage, in another thread
                 signal.signal(self._number, _still_wanted(self._earlier))
+        fault_point("signal.restored")
 
 
 def _go_on_after_fork() -> None:

@@ -16,6 +16,7 @@ from aloop.endings import FINISH_REQUESTED, drain, finish_reason, forget_last_en
 from aloop.errors import EmptyEpochError, TrainingFinish, brief
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.dispatch import Dispatcher, call_each
+from aloop.faults import fault_point, with_points
 from aloop.log.base import TrainingLog
 from aloop.profile import Profile
 from aloop.protocols import Algorithm, Stream
@@ -144,11 +145,13 @@ class Training:
             self._resources.push_async_callback(self.reading.rest)
             await self._resources.enter_async_context(self.log.session())
             self._is_open = True
+            fault_point("run.opened")
             self._resources.enter_context(self._turn)
             with self.profile.timer("initialization"):
                 await self._start()
             self._stop.has_started = True
             self._stop.tell()
+            fault_point("run.started")
             with self.profile.timer("training"):
                 await self._heed(at_epoch_end=not self._stage.in_epoch)
                 while True:
@@ -197,6 +200,7 @@ class Training:
                 elif self._is_open:
                     self._stop.record_ending(self.log)
                     self.log.commit(durable=True)
+                    fault_point("close.committed")
                 self.profile.stop()
                 if self._is_profiled:
                     _logger.info("profile of the run:\n%s", self.profile.report())
@@ -204,6 +208,7 @@ class Training:
             if failure is None:
                 return error
             failure.add_note(f"while the run was closed after it, this was raised: {brief(error)}")
+        fault_point("close.done")
         return failure
 
     @blames("initialize() of {self.algorithm!r}")
@@ -214,7 +219,8 @@ class Training:
             check_sanity(self.algorithm)
         self.status.declare(_FLAGS)  # a log that was read from a file may lack them
         self.dispatcher.compile()
-        self._step = self.timed("train", self.algorithm.process_batch)
+        step = self.timed("train", self.algorithm.process_batch)
+        self._step = with_points(step, "step.begun", "step.done")
         if not self.status["iterations_done"]:
             forget_last_ending(self.log)
         if self._stage is Stage.NOT_STARTED:
@@ -255,6 +261,7 @@ class Training:
     async def _begin_epoch(self) -> None:
         try:
             await self.reading.begin_epoch()
+            fault_point("epoch.begun")
         except BaseException as error:
             self._stream_failed(error)
             raise
@@ -292,10 +299,11 @@ class Training:
     async def _run_batches(self) -> None:
         """Train on what is left of the epoch, batch after batch."""
         log, status = self.log, self.log.status
-        stop, dispatcher, turn = self._stop, self.dispatcher, self._turn
-        reading = self.reading
+        stop, dispatcher, turn, reading = self._stop, self.dispatcher, self._turn, self.reading
         fetch, waits = reading.fetching()
         fetch, waits = self.timed("read_data", fetch), waits or self._is_profiled
+        fetch = with_points(fetch, after="batch.fetched")
+        commit = with_points(log.commit, "commit.begun", "commit.done")
         while True:
             try:
                 batch = await fetch() if waits else fetch()
@@ -340,7 +348,7 @@ class Training:
             has_news = stop.is_due
             if has_news:
                 stop.record(log)
-            log.commit()
+            commit()
             requested = requested or log.get_record(iterations_done, FINISH_REQUESTED)
             if has_news or requested or status["batch_interrupt_received"]:
                 await self._heed(requested)

@@ -14,6 +14,7 @@ FLOORS = {
     "aloop.callbacks": 1,
     "aloop.config": 1,
     "aloop.errors": 1,
+    "aloop.faults": 1,
     "aloop.protocols": 1,
     "aloop.algorithms": 2,
     "aloop.background": 2,
@@ -57,6 +58,7 @@ FLOORS = {
     "aloop.training": 4,
     "aloop.__main__": 6,
     "aloop.cli": 6,
+    "aloop.testing": 6,
     "aloop": 6,
 }
 # What is optional, and the only modules that import it.

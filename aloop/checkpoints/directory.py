@@ -14,6 +14,7 @@ from aloop.errors import (
     CheckpointVersionError,
     brief,
 )
+from aloop.faults import fault_point
 from aloop.forks import tell_after_fork
 
 __all__ = ["CheckpointDirectory", "GivenUp", "as_directory", "is_checkpoint", "superfluous"]
@@ -169,7 +170,9 @@ class CheckpointDirectory:
             self._number = max([self._number, *(checkpoint.number for checkpoint in found)]) + 1
             path = self._free_path(contents.name)
             self._write(contents, path, is_wanted)
+            fault_point("checkpoint.renamed")
             sync_directory(self.path)
+            fault_point("checkpoint.published")
         except CheckpointError:
             raise
         except OSError as error:
@@ -184,6 +187,7 @@ class CheckpointDirectory:
         unfinished = self.path / f"{_UNFINISHED}{path.name}"
         try:
             unfinished.mkdir()
+            fault_point("checkpoint.begun")
             contents.write(unfinished, self._number)
             if is_wanted():
                 unfinished.rename(path)
@@ -235,10 +239,12 @@ class CheckpointDirectory:
         """Remove a checkpoint, which is none any more as soon as that has begun."""
         if not path.name.startswith(_UNFINISHED):
             path = path.rename(path.with_name(f"{_UNFINISHED}{path.name}"))
+        fault_point("checkpoint.removing")
         if path.is_dir() and not path.is_symlink():
             _remove_tree(path)
         else:
             path.unlink()
+        fault_point("checkpoint.removed")
 
 
 def _remove_tree(path: Path, *, ignore_errors: bool = False) -> None:

@@ -27,6 +27,7 @@ from aloop.callbacks import Position
 from aloop.checkpoints.packing import Array, as_mapping, pack, unpack
 from aloop.disk import sync_directory
 from aloop.errors import CheckpointError, CheckpointVersionError
+from aloop.faults import fault_point
 
 __all__ = ["FILES", "MANIFEST", "Contents", "Packed", "SavedCheckpoint", "State"]
 
@@ -169,10 +170,12 @@ class Contents:
             raise OSError(f"{error}, while {self.bytes} bytes were written") from error
         for name in (ARRAYS, MODEL):  # which nobody else may read otherwise, whatever the umask is
             (directory / name).chmod(stat.S_IMODE((directory / STATE).stat().st_mode))
+        fault_point("checkpoint.written")
         files: dict[str, dict[str, Any]] = {}
         for name in FILES:
             size, digest = _size_and_digest(directory / name, sync=True)
             files[name] = {"bytes": size, "sha256": digest}
+        fault_point("checkpoint.synced")
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -190,6 +193,7 @@ class Contents:
             file.flush()
             os.fsync(file.fileno())
         sync_directory(directory)
+        fault_point("checkpoint.signed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from aloop.errors import ArgumentError, ExtensionLookupError, TrainingFinish
 from aloop.exclusive import Possession, possessor_of
 from aloop.extensions.base import TrainingExtension
 from aloop.extensions.limits import Handler
+from aloop.faults import with_points
 from aloop.protocols import Loop
 from aloop.stalls import blames
 from aloop.stopping import LeftBehind
@@ -149,7 +150,8 @@ class Dispatcher:
             handler = extension.handler(callback)
             if handler is not None:
                 timed = self._timed(callback, self._timed(type(extension).__name__, handler))
-                handlers.append((extension.name, timed, iscoroutinefunction(timed)))
+                called = with_points(timed, f"callback.{callback}")
+                handlers.append((extension.name, called, iscoroutinefunction(called)))
         return handlers
 
     async def call(self, callback: CallbackName, *args: Any) -> None:

@@ -15,6 +15,7 @@ from time import monotonic, sleep
 from typing import Any, Final
 
 from aloop.errors import LogFileError, LogInUseError
+from aloop.faults import fault_point
 from aloop.log.files import check_version, make_tables, network_file_system
 from aloop.log.groups import Group
 from aloop.log.ownership import Ownership, has_checkpoint_fault
@@ -131,11 +132,14 @@ class LogConnection(sqlite3.Connection):
                 self._become_owner()  # the one before may be gone
             self._synchronise(durable or self._is_rollback)
             with self._transaction():
+                fault_point("log.begun")
                 for group in groups:
                     with self._savepoint(group):
                         written.append((group, *self._write_group(group)))
                 if durable:
                     self.execute("UPDATE barriers SET number = number + 1")
+                fault_point("log.written")
+            fault_point("log.committed")
         except Exception:
             self._key_ids.clear()  # those that were new in this transaction are gone with it
             raise

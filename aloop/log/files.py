@@ -15,6 +15,7 @@ from typing import Final
 
 from aloop.disk import absolute_path, sync_directory
 from aloop.errors import LogFileError, UnknownRunError
+from aloop.faults import fault_point
 from aloop.log.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
 __all__ = [
@@ -85,8 +86,10 @@ def publish_new(database: Path) -> None:
             connection.execute("BEGIN IMMEDIATE")
             make_tables(connection)
             connection.execute("COMMIT")
+        fault_point("log.made")
         with contextlib.suppress(FileExistsError):  # somebody else was faster
             _link(new, database)
+        fault_point("log.named")
     finally:
         new.unlink(missing_ok=True)
         Path(f"{new}-journal").unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import ClassVar, Final
 from weakref import WeakSet
 
 from aloop.errors import JournalError, LogInUseError
+from aloop.faults import fault_point
 from aloop.forks import tell_after_fork
 from aloop.log.backlog import Backlog
 from aloop.log.committing import Committer
@@ -238,7 +239,9 @@ class Journal:
             finally:
                 if not self._is_orphaned:
                     self.readers.close()  # what reads keeps SQLite from tidying up
+                    fault_point("log.closing")
                     await self._thread.close()
+                    fault_point("log.closed")
         except asyncio.CancelledError:
             # While it was opening: the thread may be waiting for a lock, and ends after that.
             self._thread.abandon()
@@ -324,6 +327,7 @@ class Journal:
         durable = durable or any(group.durable for _, group in taken)
         self._want_durable = False
         if taken or (durable and self._unsynced):
+            fault_point("log.taken")
             committer.groups = [group for _, group in taken]
             committer.durable = durable
             committer.wants_checkpoint, self._want_checkpoint = self._want_checkpoint, False
@@ -332,6 +336,7 @@ class Journal:
             for source, group in taken:
                 group.failure = committer.failure or group.failure
                 source.settle(group)
+            fault_point("log.settled")
             self._report([group for _, group in taken if group.failure is not None])
         self._settle_all(waiters)
         self._settle_all(room_waiters)

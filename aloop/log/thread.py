@@ -8,6 +8,7 @@ from typing import Any
 import aiosqlite
 
 from aloop.errors import LogFileError
+from aloop.faults import fault_point
 from aloop.forks import at_work
 from aloop.log.committing import Committer
 from aloop.log.connection import LogConnection, is_busy, locked
@@ -100,6 +101,7 @@ class WriterThread:
         self.thread = threading.current_thread()
         with at_work():
             if self._ownership is not None:
+                fault_point("log.opening")
                 check_size(Path(self._database))
                 publish_new(Path(self._database))
             self.committer = Committer(

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from aloop.errors import StreamError
+from aloop.faults import fault_point, with_points
 from aloop.offload import Worker
 from aloop.streams.base import READ_AHEAD
 from aloop.turns import thread_at_work
@@ -72,6 +73,8 @@ class Bridge:
         self._filler: Worker | None = None  # the thread that is at work
         # Each with the place after it, and what the iterator raised in its place.
         self._fetched: deque[tuple[Any, Any, BaseException | None]] = deque()
+        self._next = with_points(next, "bridge.reading", "bridge.read")
+        self._put = with_points(self._fetched.append, after="bridge.put")
         self._has_stopped = False  # the thread, at the end or at an error, until it is asked again
         self._is_last_taken = False  # what it had stopped at
         self._has_failed = False  # with what was taken last
@@ -168,6 +171,7 @@ class Bridge:
         if idle is not None:
             await asyncio.wait([idle], timeout=ENDING_S)
             self._idle = None
+        fault_point("bridge.rested")
         if self._is_filling:
             _logger.warning(
                 "%s gives no batch: the run ends without it, and its thread is left to wait for "
@@ -253,7 +257,7 @@ class Bridge:
         error: BaseException | None = None
         batch: Any = END
         try:
-            batch = next(self.iterator, END)
+            batch = self._next(self.iterator, END)
             if self._tell_place is not None:
                 place = self._tell_place()
         except asyncio.CancelledError as raised:
@@ -265,7 +269,7 @@ class Bridge:
         except BaseException as raised:  # noqa: BLE001 - raised where the batch is taken
             error = raised
         self._has_stopped = batch is END or error is not None
-        self._fetched.append((batch, place, error))
+        self._put((batch, place, error))
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

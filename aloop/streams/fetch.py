@@ -13,6 +13,7 @@ from contextlib import suppress
 from inspect import isasyncgen, isgenerator
 from typing import Any, TypeVar
 
+from aloop.faults import with_points
 from aloop.offload import Worker
 from aloop.protocols import Batch, Stream
 from aloop.stalls import blames
@@ -235,6 +236,7 @@ class Fetcher:
             )
         else:
             bridge.go_on_in(worker)
+        taken = with_points(bridge.take, after="bridge.taken")
 
         async def take() -> Batch:
             self.has_news = False
@@ -243,7 +245,7 @@ class Fetcher:
                     await stop.wait_with(bridge.ask())
                 if self._is_kept_from_taking(stop, is_there=bridge.is_ready):
                     return END
-            return bridge.take(check)
+            return taken(check)
 
         return take
 
