@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from aloop.callbacks import CallbackName
 
-__all__ = ["POINTS", "FaultPoint", "fault_point", "watched_points", "with_points"]
+__all__ = ["POINTS", "FaultPoint", "fault_point", "point_of", "watched_points", "with_points"]
 
 
 class FaultPoint(NamedTuple):
@@ -93,7 +93,15 @@ POINTS: Final = MappingProxyType(
         "signal.restored": FaultPoint("the handler from before is back"),
     }
 )
-"""All fault points by name. Those of one batch or boundary come in this order."""
+"""All fault points of aloop by name. Those of one batch or boundary come in this order."""
+
+_OWN: Final = FaultPoint("a fault point of the program's own", may_raise=True)
+
+
+def point_of(name: str) -> FaultPoint:
+    """Tell what a name stands for; what is not in `POINTS` is a point of the program's own."""
+    return POINTS.get(name, _OWN)
+
 
 Watcher = Callable[[str], None]
 
@@ -116,9 +124,8 @@ def watched_points(watcher: Watcher) -> Generator[None]:
 
 
 def fault_point(name: str) -> None:
-    """Pass a fault point."""
+    """Pass a fault point: one of `POINTS`, or one of the program's own by a name of its own."""
     if _watcher is not None:
-        assert name in POINTS, name
         _watcher(name)
 
 

@@ -1,23 +1,29 @@
 """What many tests use."""
 
 import signal
-import threading
 from collections.abc import Iterator
 
 import pytest
-from recorder import Recorder
 
 from aloop import config
 from aloop.log.connection import LogConnection
+from aloop.testing.recorder import Recorder
+
+pytest_plugins = ["pytester"]
 
 # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # Each test is guarded, which pyproject.toml says; on a busy machine a step takes its time.
+    session.add_marker(pytest.mark.aloop_guard(block_s=0.5))
+
+
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
+def recorder(aloop_recorder: Recorder) -> Recorder:
+    return aloop_recorder
 
 
 @pytest.fixture
@@ -44,18 +50,3 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -
     yield
     for setting in config._settings:
         delattr(config, setting)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Fail a test that leaves a thread of aloop's, or of its database, running."""
-    before = set(threading.enumerate())
-    yield
-    left = [
-        thread
-        for thread in set(threading.enumerate()) - before
-        if thread.name.startswith(("aloop", "Thread-")) and thread.is_alive()
-    ]
-    for thread in left:
-        thread.join(timeout=5)  # one that was told to end may need a moment
-    assert not [thread for thread in left if thread.is_alive()]

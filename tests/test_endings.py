@@ -9,7 +9,6 @@ from types import MappingProxyType
 import anyio
 import numpy as np
 import pytest
-from recorder import Recorder
 
 from aloop import (
     FinishAfter,
@@ -21,6 +20,7 @@ from aloop import (
 )
 from aloop.endings import finish_reason
 from aloop.errors import EmptyEpochError, NotRunningError, QuantityError, StreamError
+from aloop.testing.recorder import Recorder
 
 
 async def no_op(batch: object) -> None:

@@ -5,11 +5,9 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 import aloop
 from aloop import CallbackName, FinishAfter, MainLoop
-from aloop.faults import POINTS, fault_point, watched_points, with_points
+from aloop.faults import POINTS, fault_point, point_of, watched_points, with_points
 
 ROOT = Path(aloop.__file__).parent
 
@@ -39,9 +37,13 @@ def test_a_function_is_what_it_was_while_nobody_watches() -> None:
     fault_point("step.done")  # which does nothing
 
 
-def test_a_name_that_is_not_declared_is_refused_while_somebody_watches() -> None:
-    with watched_points(lambda name: None), pytest.raises(AssertionError, match=r"step\.dnoe"):
-        fault_point("step.dnoe")
+def test_a_program_has_points_of_its_own() -> None:
+    passed: list[str] = []
+    with watched_points(passed.append):
+        fault_point("mine.saved")
+    assert passed == ["mine.saved"]
+    assert point_of("mine.saved") == ("a fault point of the program's own", True)
+    assert point_of("step.done") is POINTS["step.done"]
 
 
 def test_the_inner_one_of_two_watchers_is_told() -> None:

@@ -69,6 +69,7 @@ OPTIONAL = {
     "jax": set(),
     "matplotlib": set(),
     "pandas": set(),
+    "pytest": {"aloop.testing.plugin"},
     "ray": set(),
     "sklearn": set(),
     "starlette": set(),

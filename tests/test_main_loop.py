@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
-from recorder import Recorder
 
 import aloop
 from aloop import (
@@ -27,6 +26,7 @@ from aloop import (
     config,
 )
 from aloop.errors import ConfigurationError
+from aloop.testing.recorder import Recorder
 from aloop.turns import MAX_BATCHES
 
 

@@ -167,6 +167,7 @@ async def test_their_turns_are_fair() -> None:
     assert min(counts.values()) / max(counts.values()) >= 0.95
 
 
+@pytest.mark.aloop_guard(block_s=5)  # it collects the garbage
 async def test_a_loop_that_ends_leaves_nothing_of_itself(tmp_path) -> None:
     async def once() -> None:
         loop = MainLoop(

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import uvloop
-from recorder import Recorder
 
 from aloop import FinishAfter, MainLoop, TrainingExtension, TrainingLog, as_algorithm
 from aloop.supervision import Supervisor
+from aloop.testing.recorder import Recorder
 
 
 class Press(TrainingExtension):
@@ -174,11 +174,12 @@ class Heard:
 @pytest.fixture
 def in_place() -> Iterator[Callable[[signal.Signals, Any], None]]:
     """Put a handler in place for the test, which leaves it there."""
-    before: dict[signal.Signals, Any] = {}
+    # Here, outside the event loop, whose runner has a handler of its own meanwhile.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     given: dict[signal.Signals, Any] = {}
 
     def put(number: signal.Signals, handler: Any) -> None:
-        before[number] = signal.signal(number, handler)
+        signal.signal(number, handler)
         given[number] = handler
 
     yield put

@@ -238,6 +238,7 @@ async def test_many_that_each_take_little_are_not_blamed(caplog) -> None:
     assert warnings_of(caplog) == []
 
 
+@pytest.mark.aloop_guard(block_s=5)  # it is to
 async def test_many_extensions_that_each_take_little_are_not_blamed(caplog) -> None:
     class Little(TrainingExtension):
         async def after_batch(self, batch: object) -> None:

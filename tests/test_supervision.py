@@ -14,7 +14,6 @@ import weakref
 
 import anyio
 import pytest
-from recorder import Recorder
 
 from aloop import (
     FinishAfter,
@@ -29,6 +28,7 @@ from aloop import (
 )
 from aloop.errors import AlreadyRunningError, JournalError
 from aloop.supervision import ABANDONED_S
+from aloop.testing.recorder import Recorder
 
 
 async def no_op(batch: object) -> None:
@@ -518,6 +518,7 @@ class TestQuietStreams:
         assert seen == [1]
 
     @pytest.mark.parametrize("ends", ["closed", "cancelled"])
+    @pytest.mark.aloop_guard(tasks=False)  # of the stream
     def test_after_the_event_loop_of_a_left_fetch_an_epoch_begins(self, ends, caplog) -> None:
         seen: list[int] = []
 
@@ -649,6 +650,7 @@ def test_a_stuck_thread_does_not_hold_up_the_exit_of_the_interpreter(tmp_path) -
         assert written.current_row["step_abandoned"] is True
 
 
+@pytest.mark.aloop_guard(tasks=False)  # as its name says
 async def test_a_run_can_be_done_again_after_its_event_loop_was_closed_under_it() -> None:
     def closed_under() -> None:
         async def main() -> None:

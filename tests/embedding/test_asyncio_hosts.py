@@ -13,9 +13,9 @@ import anyio
 import pytest
 from page import code
 from page_programs import changed, last_row, running
-from recorder import Recorder
 
 from aloop import FinishAfter, MainLoop, SQLiteLog, TrainingExtension
+from aloop.testing.recorder import Recorder
 
 
 class Job:

@@ -18,6 +18,8 @@ from page_programs import changed, last_row
 
 from aloop import read_log
 
+pytestmark = pytest.mark.aloop_guard(block_s=None)  # the client blocks its own
+
 
 class Notebook:
     """A kernel, and the cell that is executed in it."""

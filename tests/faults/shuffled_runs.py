@@ -19,9 +19,9 @@ from typing import Any
 from unittest.mock import patch
 
 import anyio
-import virtual_loop
 
 from aloop import FinishAfter, MainLoop, TrainingAlgorithm, TrainingExtension
+from aloop.testing.virtual_loop import VirtualLoop, run_virtual
 
 GRACE_S = 5.0
 DELAY = 0.25
@@ -157,7 +157,7 @@ class Scene:
     def __post_init__(self) -> None:
         _under_way.append(self)
         self.random = Random(f"scene {self.seed}")  # noqa: S311 - no secret
-        self.clock: virtual_loop.VirtualLoop = asyncio.get_running_loop()  # type: ignore[assignment]
+        self.clock: VirtualLoop = asyncio.get_running_loop()  # type: ignore[assignment]
         self.queue: asyncio.Queue[int | None] = asyncio.Queue()
         self.awake = asyncio.Event()
         self.release = asyncio.Event()
@@ -499,7 +499,7 @@ def play(
     logger.addHandler(messages)
     propagates, logger.propagate = logger.propagate, False  # or a failure shows thousands
     try:
-        played = virtual_loop.run(
+        played = run_virtual(
             main(), seed=seed if shuffled else None, delay=delay if shuffled else 0.0
         )
     except Exception as error:  # noqa: BLE001 - a deadlock, or an act that could not go on

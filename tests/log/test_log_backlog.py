@@ -122,6 +122,7 @@ async def test_run_faster_than_its_file_waits(database):
     await ended(log, lock, run)
 
 
+@pytest.mark.aloop_guard(block_s=5)  # it reads all rows
 async def test_run_that_waited_goes_on_and_loses_nothing(database):
     log, lock, _write, run = await begun(database, 10_000)
     await ended(log, lock, run)

@@ -13,7 +13,10 @@ from log_tools import reopen, rows_of
 
 from aloop.log.sqlite import SQLiteLog
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here"),
+    pytest.mark.aloop_guard(block_s=None),  # the scripts are waited for where their log is
+]
 
 PREAMBLE = """
 import asyncio, json, multiprocessing, os, sqlite3, sys, time, traceback

@@ -547,6 +547,7 @@ async def test_follower_ends_when_the_run_fails(kind, database):
 
 
 @KINDS
+@pytest.mark.aloop_guard(tasks=False)  # of the stream
 async def test_follower_ends_when_the_run_is_cancelled(kind, database):
     log, reached = make_log(kind, database), asyncio.Event()
     followed = asyncio.create_task(follow_all(log))

@@ -211,6 +211,7 @@ def test_value_is_read_back_in_memory(written, kind):
 
 
 @pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.aloop_guard(files=False)  # opened once for all
 def test_value_is_read_back_from_the_file(written, kind):
     assert exact(written.reopened[number(kind)]["value"]) == exact(VALUES[kind][1])
 
@@ -227,6 +228,7 @@ def test_value_is_shown_to_users_of_sql(written, kind):
 
 
 @pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.aloop_guard(files=False)  # opened once for all
 def test_status_view_shows_the_same_as_the_entries_view(written, kind):
     [(shown,)] = query(
         written.database, "SELECT value FROM status WHERE key = ?", f"value {number(kind)}"

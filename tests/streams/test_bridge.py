@@ -209,6 +209,7 @@ async def test_a_list_can_be_read_in_a_thread():
     assert await trained_on(stream, epochs=2) == [1, 2, 3] * 2
 
 
+@pytest.mark.aloop_guard(files=False)  # of uvloop, for the life of the process
 async def test_it_works_in_uvloop():
     def train():
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

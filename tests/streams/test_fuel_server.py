@@ -108,6 +108,7 @@ async def test_server_that_is_not_there_is_an_error_that_says_where_and_how_long
     assert "raise timeout_s of FuelStream" in str(caught.value)
 
 
+@pytest.mark.aloop_guard(block_s=5)  # closing waits for the thread
 async def test_close_ends_the_wait_for_a_batch(port) -> None:
     with received(port) as stream:
         iterator = stream.get_epoch_iterator()

@@ -360,6 +360,7 @@ async def test_what_somebody_waits_for_is_made_though_the_rest_is_let_go() -> No
     assert [number async for number in iterator] == [1, 2, 3]
 
 
+@pytest.mark.aloop_guard(tasks=False)  # the wait goes on
 async def test_a_quiet_source_is_waited_for_across_runs() -> None:
     queue: asyncio.Queue[int] = asyncio.Queue()
 

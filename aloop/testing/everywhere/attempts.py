@@ -1,0 +1,350 @@
+"""Runs of a training in this process, with all that is looked at while they run and after them."""
+
+import asyncio
+import gc
+import logging
+import shutil
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from types import CodeType
+from typing import Any, Final, Self, TypeAlias, cast
+
+from aloop.callbacks import CallbackName
+from aloop.checkpoints import CheckpointDirectory
+from aloop.errors import AloopError, ArgumentError, JournalError, brief
+from aloop.extensions import Checkpoint
+from aloop.faults import watched_points
+from aloop.log import SQLiteLog, read_log
+from aloop.main_loop import MainLoop
+from aloop.testing.everywhere.places import Place
+from aloop.testing.guard import LeftBehindError, guarded
+from aloop.testing.outcomes import MakeLoop, Outcome, differences, is_same, loop_of, outcome_of
+
+__all__ = ["Attempt", "Frames", "Trainings", "little_garbage", "refuse_in_a_loop", "told"]
+
+Frames: TypeAlias = tuple[tuple[CodeType, int], ...]
+"""Where a task waits: its coroutines from the outermost to the innermost, each with the line."""
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_MAX_MESSAGES: Final = 5
+
+_CANCELLED_S: Final = 0.1
+"""How long a task that is left has to end when it is cancelled."""
+
+
+def told(frames: Frames) -> str:
+    """Say where a task waits."""
+    return " > ".join(f"{code.co_qualname}:{line}" for code, line in frames[-3:])
+
+
+def _frames_of(task: "asyncio.Task[Any]") -> Frames:
+    frames: list[tuple[CodeType, int]] = []
+    coroutine: Any = task.get_coro()
+    while coroutine is not None:
+        kind = "ag" if hasattr(coroutine, "ag_frame") else "cr"
+        frame = getattr(coroutine, f"{kind}_frame", None)
+        if frame is None:
+            break
+        frames.append((frame.f_code, frame.f_lineno))
+        coroutine = getattr(coroutine, f"{kind}_await", None)
+    return tuple(frames)
+
+
+class _WatchedLoop(asyncio.SelectorEventLoop):
+    """An event loop that knows its tasks, and calls `look` between any two things that it does."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        super().__init__()
+        self._look = look
+        self.pending: list[asyncio.Task[Any]] = []
+        self.set_task_factory(self._make)
+
+    def _make(
+        self, _loop: asyncio.AbstractEventLoop, work: Any, **options: Any
+    ) -> "asyncio.Task[Any]":
+        task = asyncio.Task(work, loop=self, **options)
+        self.pending.append(task)
+        return task
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        super()._process_events(event_list)  # type: ignore[misc]
+        ready = cast("deque[asyncio.Handle]", self._ready)  # type: ignore[attr-defined]
+        for _ in range(len(ready)):
+            ready.append(ready.popleft())
+            ready.append(asyncio.Handle(self._look, (), self))
+
+
+@dataclass
+class Attempt:
+    """One run of a training in an event loop of its own, in this thread.
+
+    Parameters:
+        make_loop: makes the loop.
+        directory: where it trains.
+        cancel_at: where it is cancelled: where one of its tasks waits, the first time, or after so
+            many turns of the event loop.
+        on_point: called when a fault point is passed, with the loop and the point.
+        timeout_s: seconds after which it counts as stuck.
+    """
+
+    make_loop: MakeLoop
+    directory: Path
+    cancel_at: Frames | int | None = None
+    on_point: Callable[[MainLoop, Place], None] | None = None
+    timeout_s: float = 60.0
+
+    passed: Counter[str] = field(default_factory=Counter[str])
+    """How often each fault point was passed."""
+    places: dict[Frames, None] = field(default_factory=dict[Frames, None])
+    """Where its tasks have waited, in the order of the first time."""
+    turns: int = 0
+    """How many things the event loop has done while it ran."""
+    was_cancelled: bool = False
+    """Whether it came to where it is cancelled."""
+    error: BaseException | None = None
+    """What `run` raised."""
+    outcome: Outcome | None = None
+    """What it ended with, where `run` returned."""
+    wrong: list[str] = field(default_factory=list[str])
+    """What should not be."""
+
+    def __post_init__(self) -> None:
+        self._counting = threading.Lock()
+        self._events: _WatchedLoop | None = None
+        self._loop: MainLoop | None = None
+        self._run: asyncio.Task[Any] | None = None
+
+    def run(self) -> Self:
+        """Do it."""
+        try:
+            with (
+                guarded(block_s=None),
+                _messages(self.wrong),
+                redirect_stdout(StringIO()),
+                redirect_stderr(StringIO()),
+                watched_points(self._pass),
+                asyncio.Runner(loop_factory=lambda: _WatchedLoop(self._look)) as runner,
+            ):
+                runner.run(self._main())
+                runner.run(self._end_left())
+                self._events = self._loop = self._run = None
+                _forget_frames(self.error)  # for what is in them would be held open
+        except LeftBehindError as error:
+            self.wrong.append(str(error))
+        return self
+
+    async def _main(self) -> None:
+        events = asyncio.get_running_loop()
+        assert isinstance(events, _WatchedLoop)
+        events.set_exception_handler(self._complain)
+        self._loop = loop = await loop_of(self.make_loop, self.directory)
+        self._events = events
+        before = [signal.getsignal(number) for number in _SIGNALS]
+        run = self._run = asyncio.create_task(loop.run(), name="run()")
+        await asyncio.wait([run], timeout=self.timeout_s)
+        self._run = None
+        if not run.done():
+            places = "; ".join(told(_frames_of(task)) for task in events.pending)
+            self.wrong.append(f"it has not ended after {self.timeout_s:g} s, but waits in {places}")
+            return
+        await asyncio.sleep(0)
+        self.error = asyncio.CancelledError() if run.cancelled() else run.exception()
+        if [signal.getsignal(number) for number in _SIGNALS] != before:
+            self.wrong.append("the signal handlers from before are not back")
+        main = asyncio.current_task()
+        self.wrong += [
+            f"the task {task.get_name()!r} is left, in {told(_frames_of(task))}"
+            for task in events.pending
+            if task is not main and not task.done()
+        ]
+        if self.was_cancelled and not run.cancelled():
+            how = "returned" if self.error is None else f"raised {brief(self.error)}"
+            self.wrong.append(f"run() was cancelled, and {how}; it should raise CancelledError")
+        if isinstance(self.error, JournalError):
+            await loop.log.flush()  # as it says
+        self._check_log(loop)
+        if self.error is None:
+            self.outcome = outcome_of(loop)
+        elif self.was_cancelled:
+            self._check_last_checkpoint(loop)
+
+    async def _end_left(self) -> None:
+        """Cancel what is left, and have the event loop end though some of it swallows that."""
+        pending = () if self._events is None else self._events.pending
+        left = [task for task in pending if not task.done() and task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        for task in (await asyncio.wait(left, timeout=_CANCELLED_S))[1] if left else ():
+            asyncio.tasks._unregister_task(task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    def _complain(self, _events: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        why = "" if error is None else f": {brief(error)}"
+        self.wrong.append(f"the event loop complains: {context['message']}{why}")
+
+    def _pass(self, name: str) -> None:
+        with self._counting:
+            self.passed[name] += 1
+            place = Place(name, self.passed[name])
+        if self.on_point is not None and self._loop is not None:
+            self.on_point(self._loop, place)
+
+    def _look(self) -> None:
+        run, events = self._run, self._events
+        if run is None or events is None:
+            return
+        self.turns += 1
+        events.pending = [task for task in events.pending if not task.done()]
+        # The first one is the task that waits for the run.
+        here = [frames for task in events.pending[1:] if (frames := _frames_of(task))]
+        self.places.update(dict.fromkeys(here))
+        if not self.was_cancelled and (self.cancel_at == self.turns or self.cancel_at in here):
+            self.was_cancelled = run.cancel()
+
+    def _check_log(self, loop: MainLoop) -> None:
+        """See that the file of the log has what the log has in memory."""
+        log = loop.log
+        if not isinstance(log, SQLiteLog) or not isinstance(log.database, Path):
+            return
+        if not self.passed["run.started"]:
+            return  # a run that is refused leaves nothing there
+        with read_log(log.database, log.h_uuid) as file:
+            written = {time: dict(file[time]) for time in file}
+        for time in log:
+            row, other = dict(log[time]), written.get(time, {})
+            for key in row.keys() | other.keys():
+                if not is_same(row.get(key), other.get(key)):
+                    self.wrong.append(
+                        f"the file of the log has {other.get(key)!r:.80} as {key} at {time}; it "
+                        f"should have {row.get(key)!r:.80}"
+                    )
+
+    def _check_last_checkpoint(self, loop: MainLoop) -> None:
+        """See that the end of a run that was cancelled was saved, once."""
+        saving = [each for each in loop.extensions if isinstance(each, Checkpoint)]
+        if not saving or not self.passed["run.started"]:
+            return
+        if saving[0].handler(CallbackName.ON_INTERRUPT) is None:  # as its owner wants it
+            return
+        found, broken = CheckpointDirectory(saving[0].path).published()
+        self.wrong += [f"a checkpoint is broken: {brief(error)}" for error in broken]
+        last = [each for each in found if each.position == loop.position]
+        if len(last) != 1:
+            there = ", ".join(each.path.name for each in found) or "none"
+            self.wrong.append(
+                f"the end of the run, at {loop.position}, was saved {len(last)} times; it should "
+                f"be once; the checkpoints are {there}"
+            )
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let an error, and what led to it, be without the frames that it came through."""
+    left: list[BaseException | None] = [error]
+    while left:
+        error = left.pop()
+        if error is not None and error.__traceback__ is not None:
+            error.__traceback__ = None
+            left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+
+
+@contextmanager
+def little_garbage() -> Generator[None]:
+    """Leave out what there is already when garbage is looked for, which each attempt has done."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _Messages(logging.Handler):
+    """Keeps the warnings of aloop."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextmanager
+def _messages(wrong: list[str]) -> Generator[None]:
+    """Keep messages from the terminal; add the last of them to what is wrong, if anything is."""
+    logger, messages = logging.getLogger("aloop"), _Messages()
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(messages)
+    try:
+        yield
+    finally:
+        logger.removeHandler(messages)
+        logger.propagate = propagates
+        if wrong:
+            wrong += [f"aloop said: {text}" for text in messages.texts[-_MAX_MESSAGES:]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trainings:
+    """One training that is begun again and again, each time in a directory of its own."""
+
+    make_loop: MakeLoop
+    directory: Path
+    ignore: Sequence[str]
+    timeout_s: float
+    restored: Counter[str] = field(default_factory=Counter[str])
+    """How often it has gone on from a checkpoint."""
+
+    def straight(self) -> Attempt:
+        """Run it without breaking it; `AloopError` if that does not come to its end."""
+        attempt = self.attempt("straight")
+        if attempt.error is not None:
+            raise AloopError(
+                f"the training fails when nothing breaks it: {brief(attempt.error)}; expected it "
+                "to come to its end; mend it first"
+            ) from attempt.error
+        return attempt
+
+    def attempt(
+        self,
+        name: str,
+        cancel_at: Frames | int | None = None,
+        on_point: Callable[[MainLoop, Place], None] | None = None,
+    ) -> Attempt:
+        """Begin it in a directory, or go on with it there."""
+        directory = self.directory / name
+        directory.mkdir(exist_ok=True)
+        return Attempt(self.make_loop, directory, cancel_at, on_point, self.timeout_s).run()
+
+    def go_on(self, name: str, straight: Attempt) -> list[str]:
+        """Start it again, and say what is wrong at its end."""
+        again = self.attempt(name)
+        self.restored["restore.done"] += again.passed["restore.done"]
+        wrong = again.wrong
+        if again.error is not None:
+            wrong.append(f"it failed: {brief(again.error)}")
+        else:
+            wrong += differences(straight.outcome or {}, again.outcome or {}, self.ignore)
+        return [f"started again: {text}" for text in wrong]
+
+    def forget(self, name: str) -> None:
+        """Remove what is left of a trial."""
+        shutil.rmtree(self.directory / name)
+
+
+def refuse_in_a_loop(what: str) -> None:
+    """Raise `ArgumentError` where an event loop runs in this thread already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ArgumentError(
+        f"{what} was called where an event loop runs; expected none, for it runs event loops of "
+        "its own; call it from a test that is no coroutine function, or by asyncio.to_thread"
+    )

@@ -1,0 +1,5 @@
+"""The guard of a test, which blocks no event loop and leaves nothing behind."""
+
+from aloop.testing.guard.guards import Guard, LeftBehindError, add_to, guarded, listed
+
+__all__ = ["Guard", "LeftBehindError", "add_to", "guarded", "listed"]
