@@ -12,6 +12,7 @@ run that was stopped, or killed, goes on from there, and ends as if nothing had 
 import argparse
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,28 +109,30 @@ class RecordAccuracy(SimpleExtension):
         return float(np.mean(log_probabilities.argmax(axis=1) == self.labels))
 
 
-async def main(epochs: int, resume: bool) -> None:
-    """Train for so many epochs, and say where the log is and how good the network has become."""
+def make_loop(directory: Path, epochs: int, *, resume: bool) -> MainLoop:
+    """Make the loop of a training of so many epochs, with its log and checkpoints in a directory.
+
+    With `resume` it goes on from the newest checkpoint there.
+    """
     digits = load_digits()
     x_train, x_test, y_train, y_test = train_test_split(
         digits.data / 16, digits.target, test_size=0.2, random_state=0, stratify=digits.target
     )
     learning_rate, batch_size, seed = 0.005, 32, 1
     model = make_parameters(seed)
-    log = SQLiteLog("digits.sqlite")
-    loop = MainLoop(
+    return MainLoop(
         GradientDescent(model, gradients, Adam(learning_rate)),
         ArrayStream(
             {"images": x_train, "labels": y_train},
             iteration_scheme=ShuffledScheme(len(x_train), batch_size, seed=seed),
         ),
         model=model,
-        log=log,
+        log=SQLiteLog(directory / "digits.sqlite"),
         extensions=[
             RecordCost(),
             TrainingDataMonitoring(["cost"], prefix="train", after_epoch=True),
             RecordAccuracy(x_test, y_test),
-            Checkpoint("digits-checkpoints", resume=resume, every_n_batches=25),
+            Checkpoint(directory / "digits-checkpoints", resume=resume, every_n_batches=25),
             FinishAfter(after_n_epochs=epochs),
             ProgressBar(),
             Printing(after_epoch=False, on_resumption=False),
@@ -142,8 +145,13 @@ async def main(epochs: int, resume: bool) -> None:
             "epochs": epochs,
         },
     )
-    await loop.run()
-    print(f"\nevery record of this run {log.h_uuid} is in {log.database}")
+
+
+async def main(epochs: int, resume: bool) -> None:
+    """Train for so many epochs, and say where the log is and how good the network has become."""
+    directory = Path.cwd()
+    log = await make_loop(directory, epochs, resume=resume).run()
+    print(f"\nevery record of this run {log.h_uuid} is in {directory / 'digits.sqlite'}")
     if log.status["epochs_done"]:
         row = log.last_epoch_row
         print(f"training cost {row['train_cost']!r}")
