@@ -13,7 +13,6 @@ from functools import partial
 from random import Random
 
 import pytest
-import virtual_loop
 from shuffled_runs import (
     EPOCHS,
     GRACE_S,
@@ -38,6 +37,7 @@ from shuffled_runs import (
 
 from aloop.stopping import StopLevel, StopRequest
 from aloop.streams.fetch import END, Fetcher
+from aloop.testing.virtual_loop import START_S
 
 SEEDS = 500
 
@@ -642,36 +642,45 @@ def failures(name: str, seeds: range, **options: object) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if number % 4 else ())
-        for number, name in enumerate(TABLE)
-    ],
-)
-def test_each_ending_keeps_the_contract_in_any_order(name) -> None:
+# A few seeds of each for every run of the suite, and then the others.
+SHARES = pytest.mark.parametrize("share", ["few", pytest.param("many", marks=pytest.mark.slow)])
+
+
+def shared(share: str, seeds: range, few: int) -> range:
+    """Give the seeds of one of the shares."""
+    return seeds[:few] if share == "few" else seeds[few:]
+
+
+@SHARES
+@pytest.mark.parametrize("name", TABLE)
+def test_each_ending_keeps_the_contract_in_any_order(name, share) -> None:
     row = TABLE.index(name)
     seeds = range(row, SEEDS, len(TABLE))
     assert len(seeds) >= 50
-    found = failures(name, seeds)
+    found = failures(name, shared(share, seeds, 5))
     assert not found, found
 
 
+@SHARES
 @pytest.mark.parametrize("callback", CALLBACKS)
-def test_a_cancel_in_a_callback_lets_it_settle_in_any_order(callback) -> None:
-    found = failures(f"cancelled in {callback}", range(8))
+def test_a_cancel_in_a_callback_lets_it_settle_in_any_order(callback, share) -> None:
+    found = failures(f"cancelled in {callback}", shared(share, range(8), 2))
     assert not found, found
 
 
+@SHARES
 @pytest.mark.parametrize("callback", CALLBACKS)
-def test_a_callback_that_hangs_is_given_up_in_any_order(callback) -> None:
-    found = failures(f"hung in {callback}", range(6))
+def test_a_callback_that_hangs_is_given_up_in_any_order(callback, share) -> None:
+    found = failures(f"hung in {callback}", shared(share, range(6), 2))
     assert not found, found
 
 
+@SHARES
 @pytest.mark.parametrize("callback", CALLBACKS)
-def test_a_callback_that_swallows_cancellations_is_left_behind_in_any_order(callback) -> None:
-    found = failures(f"swallowed in {callback}", range(6))
+def test_a_callback_that_swallows_cancellations_is_left_behind_in_any_order(
+    callback, share
+) -> None:
+    found = failures(f"swallowed in {callback}", shared(share, range(6), 2))
     assert not found, found
 
 
@@ -684,8 +693,10 @@ def test_a_generator_whose_clean_up_raises_hides_no_cancellation() -> None:
     assert not found, found
 
 
-def test_every_extension_is_told_of_an_interrupt_in_any_order() -> None:
-    found = failures("told in on_interrupt by extensions that raise", range(20))
+@SHARES
+def test_every_extension_is_told_of_an_interrupt_in_any_order(share) -> None:
+    seeds = shared(share, range(20), 5)
+    found = failures("told in on_interrupt by extensions that raise", seeds)
     assert not found, found
 
 
@@ -791,94 +802,16 @@ def test_a_seed_gives_the_same_run_again() -> None:
     def events(seed: int) -> list[object]:
         return [scene.events for scene in play(ACTS["cancelled"], seed).scenes]
 
-    first = [events(seed) for seed in range(4)]
-    assert [events(seed) for seed in range(4)] == first
-    assert len(set(map(str, first))) == 4
-
-
-# The event loop itself.
-
-
-def test_virtual_time_passes_at_once_and_in_order() -> None:
-    woken: list[float] = []
-
-    async def sleeper(seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        woken.append(asyncio.get_running_loop().time() - virtual_loop.START_S)
-
-    async def main() -> None:
-        await asyncio.gather(sleeper(3_600), sleeper(30), sleeper(86_400))
-
-    virtual_loop.run(main(), seed=1, delay=0.5)
-    assert woken == [30, 3_600, 86_400]
-
-
-def test_a_deadlock_is_an_error_that_names_who_waits_and_where() -> None:
-    async def waits_for_ever() -> None:
-        await asyncio.Event().wait()
-
-    async def main() -> None:
-        await asyncio.create_task(waits_for_ever(), name="the one that waits")
-
-    with pytest.raises(virtual_loop.DeadlockError, match=r"'the one that waits' in .*Event\.wait"):
-        virtual_loop.run(main())
-
-
-def test_turns_without_end_and_without_time_are_an_error() -> None:
-    async def spin() -> None:
-        while True:
-            await asyncio.sleep(0)
-
-    with pytest.raises(virtual_loop.LivelockError, match=r"rounds at 1000 s;\npending: 'Task-"):
-        virtual_loop.run(spin(), seed=1)
-
-
-def order_of_ten_tasks(seed: int | None, delay: float) -> list[int]:
-    order: list[int] = []
-
-    async def note(number: int) -> None:
-        order.append(number)
-
-    async def main() -> None:
-        await asyncio.gather(*map(note, range(10)))
-
-    virtual_loop.run(main(), seed=seed, delay=delay)
-    return order
-
-
-def test_the_seed_decides_the_order_and_without_one_it_is_kept() -> None:
-    assert order_of_ten_tasks(None, 0.0) == list(range(10))
-    orders = [order_of_ten_tasks(seed, delay) for seed in range(20) for delay in (0.0, 0.3)]
-    assert all(sorted(order) == list(range(10)) for order in orders)
-    assert len(set(map(tuple, orders))) > 30
-
-
-def test_a_thread_wakes_the_loop_in_real_time() -> None:
-    async def main() -> str:
-        return await asyncio.to_thread(lambda: "from the thread")
-
-    assert virtual_loop.run(main(), seed=1) == "from the thread"
-
-
-def test_two_signals_of_a_kind_are_two_though_one_of_them_is_late() -> None:
-    async def main() -> int:
-        heard: list[int] = []
-        running = asyncio.get_running_loop()
-        running.add_signal_handler(signal.SIGUSR1, heard.append, 1)
-        signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGUSR1)
-        await settle()
-        running.remove_signal_handler(signal.SIGUSR1)
-        return len(heard)
-
-    assert {virtual_loop.run(main(), seed=seed, delay=0.5) for seed in range(50)} == {2}
+    first = [events(seed) for seed in range(2)]
+    assert [events(seed) for seed in range(2)] == first
+    assert len(set(map(str, first))) == 2
 
 
 if __name__ == "__main__":
     result = play(ACTS[sys.argv[1]], int(sys.argv[2]))
     for _scene in result.scenes:
         for _time, _what, _place, _name, _args in _scene.events:
-            _after = _time - virtual_loop.START_S
+            _after = _time - START_S
             print(f"{_after:9.3f} {LETTERS[_name]} {_what:5} {_name} {_place} {_args}")
         print(f"{_scene.stream=} {_scene.asked_at=} {_scene.ended_at=} {_scene.outer!r}")
         print(_scene.loop.log.current_row, _scene.loop.status)
