@@ -7,7 +7,7 @@ from typing import Final
 
 from aloop.errors import AloopError
 
-__all__ = ["FaultFoundError", "Report", "Trial", "finished", "going_on"]
+__all__ = ["FaultFoundError", "Report", "Trial", "beginning", "finished", "going_on"]
 
 _MAX_SHOWN: Final = 10
 
@@ -40,6 +40,19 @@ def going_on(times: int) -> Trial:
         "with a Checkpoint(directory / 'checkpoints', resume=True) among its extensions"
     )
     return Trial(what, (wrong,))
+
+
+def beginning(times: int) -> list[str]:
+    """Say it if a training in a new directory has gone on from a checkpoint, which is not there.
+
+    Parameters:
+        times: how often it has.
+    """
+    text = (
+        "it has gone on from a checkpoint where there was none: make_loop should have the loop "
+        "keep its log and its checkpoints in the directory that it is given"
+    )
+    return [text] if times else []
 
 
 class FaultFoundError(AloopError, AssertionError):

@@ -145,6 +145,38 @@ def test_a_loop_may_be_made_by_a_coroutine_function(everywhere, directory: Path)
     assert report.points == {"log.made"}
 
 
+EACH = pytest.mark.parametrize(
+    "everywhere",
+    [
+        pytest.param(crash_everywhere, marks=pytest.mark.slow),
+        cancel_everywhere,
+        raise_everywhere,
+    ],
+)
+
+
+def always_there(directory: Path) -> MainLoop:
+    return trainings.short(directory.parent)
+
+
+@EACH
+def test_a_loop_that_is_not_in_its_directory_proves_nothing(everywhere, directory: Path) -> None:
+    with pytest.raises(FaultFoundError, match="gone on from a checkpoint where there was none"):
+        everywhere(always_there, directory / "trials")
+
+
+def begins_anew(directory: Path) -> MainLoop:
+    loop = trainings.short(directory)
+    del loop.extensions[-2]
+    return loop
+
+
+@EACH
+def test_a_training_that_begins_anew_each_time_proves_nothing(everywhere, directory: Path) -> None:
+    with pytest.raises(FaultFoundError, match="begun anew each time"):
+        everywhere(begins_anew, directory)
+
+
 # What cannot be broken is refused.
 
 

@@ -25,6 +25,7 @@ from aloop.main_loop import MainLoop
 from aloop.testing.everywhere.places import Place
 from aloop.testing.guard import LeftBehindError, guarded
 from aloop.testing.outcomes import MakeLoop, Outcome, differences, is_same, loop_of, outcome_of
+from aloop.testing.reports import beginning
 
 __all__ = ["Attempt", "Frames", "Trainings", "little_garbage", "refuse_in_a_loop", "told"]
 
@@ -319,8 +320,12 @@ class Trainings:
     ) -> Attempt:
         """Begin it in a directory, or go on with it there."""
         directory = self.directory / name
+        is_new = not directory.exists()
         directory.mkdir(exist_ok=True)
-        return Attempt(self.make_loop, directory, cancel_at, on_point, self.timeout_s).run()
+        attempt = Attempt(self.make_loop, directory, cancel_at, on_point, self.timeout_s).run()
+        if is_new:
+            attempt.wrong += beginning(attempt.passed["restore.done"])
+        return attempt
 
     def go_on(self, name: str, straight: Attempt) -> list[str]:
         """Start it again, and say what is wrong at its end."""

@@ -34,7 +34,7 @@ from aloop.testing.outcomes import (
     loop_of,
     outcome_of,
 )
-from aloop.testing.reports import Report, Trial, finished, going_on
+from aloop.testing.reports import Report, Trial, beginning, finished, going_on
 
 __all__ = ["crash_everywhere"]
 
@@ -154,6 +154,8 @@ class _Crashes:
             self._expect_killed(broken, wrong)
         else:
             _expect_ended(broken, "", wrong)
+            if broken.failure is None:
+                wrong += beginning(broken.result.passed["restore.done"])
         _expect_ended(again, _AGAIN, wrong)
         if again.failure is None:
             wrong += differences(straight, again.result.outcome, self.ignore)
