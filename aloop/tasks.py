@@ -11,6 +11,7 @@ import anyio
 
 __all__ = [
     "CANCEL_AGAIN_S",
+    "STREAM_TASK",
     "Patience",
     "create_hidden_task",
     "current_part",
@@ -20,6 +21,9 @@ __all__ = [
 
 CANCEL_AGAIN_S: Final = 0.05
 """How long what was cancelled is waited for before it is cancelled again: some swallow it."""
+
+STREAM_TASK: Final = "aloop stream"
+"""The name of a task that waits for a batch, and may do so from one run to the next."""
 
 current_part: Final[ContextVar[object]] = ContextVar("aloop_part", default=None)
 """What of a run the running task is: a token of the request to stop for its training and its

@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     # Each test is guarded, which pyproject.toml says; on a busy machine a step takes its time.
-    session.add_marker(pytest.mark.aloop_guard(block_s=0.5))
+    session.add_marker(pytest.mark.aloop_guard(block_s=5))
 
 
 @pytest.fixture

@@ -482,7 +482,6 @@ async def test_an_exit_beside_the_training_leaves_the_event_loop_alive(exit_) ->
 
 
 @pytest.mark.parametrize("how", ["raised", "recorded"])
-@pytest.mark.aloop_guard(tasks=False)  # of the stream
 async def test_a_finish_that_is_asked_for_beside_the_training_ends_it_in_good_order(how) -> None:
     async def finish(extension, *_: object) -> None:
         if how == "raised":

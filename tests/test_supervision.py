@@ -518,7 +518,6 @@ class TestQuietStreams:
         assert seen == [1]
 
     @pytest.mark.parametrize("ends", ["closed", "cancelled"])
-    @pytest.mark.aloop_guard(tasks=False)  # of the stream
     def test_after_the_event_loop_of_a_left_fetch_an_epoch_begins(self, ends, caplog) -> None:
         seen: list[int] = []
 

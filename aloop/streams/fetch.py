@@ -23,7 +23,7 @@ from aloop.streams.bridge import END, ENDING_S, Bridge
 from aloop.streams.checks import check_of
 from aloop.streams.cursor import SEQUENCE_ITERATORS
 from aloop.streams.stages.epochs import AsyncEpochIterator
-from aloop.tasks import create_hidden_task, show_task
+from aloop.tasks import STREAM_TASK, create_hidden_task, show_task
 from aloop.turns import thread_at_work
 
 __all__ = ["END", "Fetcher"]
@@ -65,7 +65,7 @@ class _Reader:
                 self._wanted.set_result(None)
             else:
                 self._is_last = False
-                self._task = create_hidden_task(self._read(), name="aloop stream")
+                self._task = create_hidden_task(self._read(), name=STREAM_TASK)
         return self._outcome
 
     def take(self, check: Callable[[Batch], Batch]) -> Batch:

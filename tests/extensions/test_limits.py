@@ -208,7 +208,6 @@ async def test_in_the_background_the_limits_are_those_of_what_it_does() -> None:
     assert log.current_row["training_finished"] is True
 
 
-@pytest.mark.aloop_guard(tasks=False)  # of the stream
 async def test_in_the_background_too_long_ends_the_run_when_that_is_the_policy() -> None:
     tracker = Tracker("hang", after_batch=True, background=True, timeout_s=0.01)
 

@@ -547,7 +547,6 @@ async def test_follower_ends_when_the_run_fails(kind, database):
 
 
 @KINDS
-@pytest.mark.aloop_guard(tasks=False)  # of the stream
 async def test_follower_ends_when_the_run_is_cancelled(kind, database):
     log, reached = make_log(kind, database), asyncio.Event()
     followed = asyncio.create_task(follow_all(log))
@@ -1750,7 +1749,7 @@ async def test_follower_of_the_file_follows_a_run_of_this_process(database):
     log, begun = SQLiteLog(database), []
 
     async def begin(batch):
-        if batch == 0:
+        if batch == 0 and not begun:
             await log.flush()
             begun.append(asyncio.create_task(follow_all(reader := read_log(database), poll_s=0.01)))
             readers.append(reader)

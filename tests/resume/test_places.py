@@ -206,7 +206,6 @@ class Tells(TrainingExtension):
 
 
 @pytest.mark.parametrize("how", ["finish", "cancel"])
-@pytest.mark.aloop_guard(tasks=False)  # of the stream
 async def test_what_comes_to_a_live_stream_is_trained_on_once(tmp_path, how) -> None:
     trained: list[int] = []
     source = Queue(1, 2, 3)
@@ -448,7 +447,6 @@ def paused_in_a_wait(extensions):
     return loop, let, waits, trained
 
 
-@pytest.mark.aloop_guard(tasks=False)  # of the stream
 async def test_state_in_memory_is_at_the_batch_before_the_one_that_is_awaited(tmp_path) -> None:
     loop, let, waits, trained = paused_in_a_wait([Checkpoint(tmp_path)])
     async with loop.running():
@@ -464,7 +462,6 @@ async def test_state_in_memory_is_at_the_batch_before_the_one_that_is_awaited(tm
     assert trained + trained_again == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.aloop_guard(tasks=False)  # of the stream
 async def test_state_of_a_stream_that_went_ahead_unasked_is_refused() -> None:
     loop, _, waits, _ = paused_in_a_wait([])
     async with loop.running():

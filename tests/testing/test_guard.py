@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import chain, repeat
@@ -14,8 +15,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from aloop import MainLoop
 from aloop.errors import ArgumentError
-from aloop.tasks import create_hidden_task
+from aloop.tasks import STREAM_TASK, create_hidden_task
 from aloop.testing.guard import Guard, LeftBehindError, guarded, watching
 from aloop.testing.virtual_loop import run_virtual
 
@@ -663,3 +665,20 @@ def test_a_patience_without_end_is_refused(patience_s) -> None:
         guarded(patience_s=patience_s).__enter__()
     with guarded():  # nothing of it is under way
         pass
+
+
+async def test_a_batch_that_a_run_left_may_be_waited_for() -> None:
+    never = asyncio.Event()
+
+    async def quiet() -> AsyncIterator[int]:
+        yield 1
+        await never.wait()
+
+    with guarded():
+        loop = MainLoop(lambda batch: None, quiet, signals="off")
+        run = asyncio.create_task(loop.run())
+        while loop.log.status["iterations_done"] < 1:
+            await asyncio.sleep(0)
+        loop.request_finish("batch")
+        await run
+        assert STREAM_TASK in {task.get_name() for task in asyncio.all_tasks()}

@@ -26,6 +26,7 @@ from aloop.streams.cursor import (
 )
 from aloop.streams.stages.epochs import Deferred, Mode, Place, Stage, part_of
 from aloop.streams.stages.functions import Thread
+from aloop.tasks import STREAM_TASK
 
 __all__ = ["Origin"]
 
@@ -211,7 +212,7 @@ class Origin(Stage):
                 return await anext(self._iterator, END)
             # Who fetches ahead is cancelled between two runs, which would end a generator.
             if self._task is None:
-                self._task = asyncio.create_task(_next(self._iterator), name="aloop stream")
+                self._task = asyncio.create_task(_next(self._iterator), name=STREAM_TASK)
             task = self._task
             if not task.done():
                 await asyncio.wait([task])

@@ -134,7 +134,8 @@ def guarded(
             await that waits to the next, or a callback. Time that the system gave to others is
             left out where it tells. None to have the loops blocked.
         tasks: whether tasks may not be left. Those that an event loop has cancelled at its end,
-            as `asyncio.run` does, are not, nor are those in which one closes generators.
+            as `asyncio.run` does, are not, nor are those in which one closes generators, nor those
+            of aloop that wait for a batch which the next run of their loop will find.
         threads: whether threads may not be left, but for those of an event loop's own executor.
         files: whether file descriptors may not be left open, on Linux.
         processes: whether child processes may not be left, running or not waited for, on Linux.

@@ -19,7 +19,7 @@ from types import CodeType, FrameType
 from typing import Any, Final, cast
 from weakref import WeakSet
 
-from aloop.tasks import whereabouts
+from aloop.tasks import STREAM_TASK, whereabouts
 
 __all__ = ["Watch"]
 
@@ -156,7 +156,12 @@ def _has_begun(task: "asyncio.Task[Any]") -> bool:
 
 
 def _is_of_others(task: "asyncio.Task[Any]") -> bool:
-    """Say whether this is a plugin's, or closes an async generator that nobody held any more."""
+    """Say whether this is a plugin's, or closes an async generator that nobody held any more.
+
+    Or waits for a batch, which the next run of a loop will find: nothing of a run is under way.
+    """
+    if task.get_name() == STREAM_TASK:
+        return True
     kind = type(_coroutine_of(task)).__name__
     return kind == "async_generator_athrow" or _code_of(task).co_qualname in _RUNNERS
 
