@@ -14,6 +14,9 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
+# What the client of the kernel keeps, which the tests of the module share.
+pytestmark = pytest.mark.aloop_guard(threads=False, files=False)
+
 FILE = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 NOTEBOOK = json.loads(FILE.read_text(encoding="utf-8"))
 CELLS = {

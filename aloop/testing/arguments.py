@@ -11,7 +11,7 @@ from aloop.disk import absolute_path
 from aloop.errors import ArgumentError, seconds_of
 from aloop.testing.reports import FaultFoundError
 
-__all__ = ["checked_make_loop", "count_of", "patterns_of", "scratch", "timeout_of"]
+__all__ = ["checked_make_loop", "count_of", "patterns_of", "scratch", "seed_of", "timeout_of"]
 
 
 def checked_make_loop(make_loop: object) -> None:
@@ -40,11 +40,18 @@ def timeout_of(timeout_s: object) -> float:
     )
 
 
+def seed_of(seed: object) -> int:
+    """Give back a seed, or raise `ArgumentError`."""
+    if isinstance(seed, int):
+        return seed
+    raise ArgumentError(f"seed is {seed!r:.80}; expected a whole number; leave it out for 0")
+
+
 def patterns_of(name: str, patterns: object) -> Sequence[str]:
     """Give back patterns of names, or raise `ArgumentError`."""
     if isinstance(patterns, Iterable) and not isinstance(patterns, str):
         given = tuple(cast("Iterable[object]", patterns))
-        if all(isinstance(each, str) for each in given):
+        if all(isinstance(each, str) for each in given) and (given or name == "ignore"):
             return cast("tuple[str, ...]", given)
     raise ArgumentError(
         f"{name} is {patterns!r:.80}; expected a list of patterns; write [{patterns!r:.80}]"

@@ -10,8 +10,8 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -145,12 +145,14 @@ def _in_a_child(job: Callable[..., Any], args: tuple[Any, ...], timeout_s: float
             os.close(reading)
             _be_the_child(job, args, writing, output.fileno(), timeout_s)
         os.close(writing)
-        told, is_late = _read_all(reading, monotonic() + timeout_s)
+        told, is_late = _read_all(reading, pid, monotonic() + timeout_s)
         os.close(reading)
         if is_late:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # what it has started, and left
         output.seek(0)
         text = output.read().decode(errors="replace")[-_MAX_OUTPUT:]
     result, failure = pickle.loads(told) if told and not is_late else (None, None)  # noqa: S301 - of the child
@@ -166,6 +168,7 @@ def _be_the_child(
 ) -> None:
     code = 1
     try:
+        os.setsid()
         os.dup2(output, 1)
         os.dup2(output, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -183,14 +186,33 @@ def _be_the_child(
         os._exit(code)  # nothing that was begun before the fork is to be ended here
 
 
-def _read_all(reading: int, deadline: float) -> tuple[bytes, bool]:
-    """Read until the end; give what was read, and whether there was no time for all of it."""
+def _read_all(reading: int, pid: int, deadline: float) -> tuple[bytes, bool]:
+    """Read until the child has ended; give what was read, and whether there was no time for it.
+
+    What it has started may have the pipe open for longer than it lives.
+    """
     told = bytearray()
-    while True:
-        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - monotonic()))
-        if not ready:
-            return bytes(told), True
-        read = os.read(reading, _READ_BYTES)
-        if not read:
-            return bytes(told), False
-        told += read
+    with _exit_of(pid) as ended:
+        while True:
+            left_s = max(0.0, deadline - monotonic())
+            ready, _, _ = select.select([reading, *ended], [], [], left_s)
+            if reading in ready:
+                read = os.read(reading, _READ_BYTES)
+                if not read:
+                    return bytes(told), False
+                told += read
+            else:
+                return bytes(told), not ready
+
+
+@contextmanager
+def _exit_of(pid: int) -> Generator[list[int]]:
+    """Give a file that can be read when a child has ended, where the system has such files."""
+    if not hasattr(os, "pidfd_open"):
+        yield []
+        return
+    ended = os.pidfd_open(pid)
+    try:
+        yield [ended]
+    finally:
+        os.close(ended)

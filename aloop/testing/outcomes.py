@@ -1,6 +1,5 @@
 """What a training ends with, and whether two of them end with the same."""
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -20,7 +19,6 @@ __all__ = [
     "differences",
     "loop_of",
     "outcome_of",
-    "run_to_end",
 ]
 
 MakeLoop: TypeAlias = Callable[[Path], MainLoop | Awaitable[MainLoop]]
@@ -75,7 +73,7 @@ def outcome_of(loop: MainLoop) -> Outcome:
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         for key, inner in cast("Mapping[Any, Any]", value).items():
             yield from _leaves(f"{path}/{key}" if path else str(key), inner)
     else:
@@ -106,41 +104,49 @@ def differences(straight: Outcome, other: Outcome, ignore: Sequence[str] = ()) -
 
 
 def is_same(first: Any, second: Any) -> bool:
-    """Say whether two values are the same to the bit."""
+    """Say whether two values are the same to the bit.
+
+    A number of numpy's is the same as that of Python which a log or a checkpoint makes of it, and
+    a list as a tuple.
+    """
     if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
         if not (isinstance(first, np.ndarray) and isinstance(second, np.ndarray)):
             return False
         one, two = cast("np.ndarray[Any, Any]", first), cast("np.ndarray[Any, Any]", second)
+        if one.dtype.hasobject:
+            return one.shape == two.shape and is_same(one.tolist(), two.tolist())
         return (one.dtype, one.shape, one.tobytes()) == (two.dtype, two.shape, two.tobytes())
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        ones, twos = cast("Sequence[Any]", first), cast("Sequence[Any]", second)
+    return _is_same_plain(_plain(first), _plain(second))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return cast("Any", value.item())
+    if isinstance(value, tuple):
+        return list(cast("tuple[Any, ...]", value))
+    return value
+
+
+def _is_same_plain(first: Any, second: Any) -> bool:
+    if isinstance(first, list) and isinstance(second, list):
+        ones, twos = cast("list[Any]", first), cast("list[Any]", second)
         return len(ones) == len(twos) and all(map(is_same, ones, twos))
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         one_map, two_map = cast("Mapping[Any, Any]", first), cast("Mapping[Any, Any]", second)
         return one_map.keys() == two_map.keys() and all(
             is_same(value, two_map[key]) for key, value in one_map.items()
         )
-    if isinstance(first, float) and isinstance(second, float):
-        if math.isnan(first) or math.isnan(second):
-            return math.isnan(first) and math.isnan(second)
-        return first == second and math.copysign(1, first) == math.copysign(1, second)
-    return bool(first == second)
+    one, two = cast("object", first), cast("object", second)
+    if isinstance(one, float) and isinstance(two, float):
+        if math.isnan(one) or math.isnan(two):
+            return math.isnan(one) and math.isnan(two)
+        return one == two and math.copysign(1, one) == math.copysign(1, two)
+    return type(one) is type(two) and bool(one == two)
 
 
 def _shown(value: Any) -> str:
     text = repr(value).replace("\n", "")
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def run_to_end(make_loop: MakeLoop, directory: Path) -> Outcome:
-    """Run a training in an event loop of its own, and give what it ends with."""
-
-    async def main() -> Outcome:
-        loop = await loop_of(make_loop, directory)
-        await loop.run()
-        return outcome_of(loop)
-
-    return asyncio.run(main())
 
 
 class PlannedError(OSError):

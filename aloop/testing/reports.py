@@ -1,13 +1,21 @@
 """What came of breaking a training again and again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from aloop.errors import AloopError
 
-__all__ = ["FaultFoundError", "Report", "Trial", "beginning", "finished", "going_on"]
+__all__ = [
+    "FaultFoundError",
+    "Report",
+    "Trial",
+    "beginning",
+    "finished",
+    "going_on",
+    "never_broken",
+]
 
 _MAX_SHOWN: Final = 10
 
@@ -98,6 +106,21 @@ class Report:
         if self.directory is not None:
             lines.append(f"the files are in {self.directory}")
         raise FaultFoundError("\n".join(lines), self)
+
+
+def never_broken(points: Iterable[str], trials: Iterable[Trial]) -> list[Trial]:
+    """Name the fault points at which the training was to be broken, and never was."""
+    broken = {trial.point for trial in trials if trial.was_broken}
+    return [
+        Trial(
+            f"never broken at {point}",
+            ("the training passes it in some runs and not in others; expected the same in each",),
+            was_broken=False,
+            point=point,
+        )
+        for point in dict.fromkeys(points)
+        if point not in broken
+    ]
 
 
 def finished(title: str, trials: Sequence[Trial], directory: Path) -> Report:

@@ -104,7 +104,7 @@ def die_at_steps(server, tmp_path, straight, steps, publication):
 def test_training_killed_at_each_step_of_publishing_ends_as_the_straight_one(
     server, tmp_path, straight, publication
 ):
-    assert die_at_steps(server, tmp_path, straight, range(0, 400, 4), publication) is None
+    assert die_at_steps(server, tmp_path, straight, range(0, 400, 8), publication) is None
 
 
 @pytest.mark.slow

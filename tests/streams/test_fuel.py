@@ -12,6 +12,8 @@ from fuel_cases import CASES, EPOCHS, by_hand, loop_of, resumable
 
 from aloop.streams.fuel import FuelStream
 
+pytestmark = pytest.mark.aloop_guard(files=False)  # pipes of the processes that are collected
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):

@@ -21,7 +21,10 @@ from aloop.streams.huggingface import (
     HuggingFaceStream,
 )
 
-pytestmark = pytest.mark.huggingface
+pytestmark = [
+    pytest.mark.huggingface,
+    pytest.mark.aloop_guard(threads=False, files=False),  # what datasets keeps
+]
 
 EXAMPLES = 20
 COLUMNS = {"x": [[n, n + 1] for n in range(EXAMPLES)], "y": list(range(EXAMPLES))}

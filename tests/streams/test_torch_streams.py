@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
 pytestmark = [
+    pytest.mark.aloop_guard(files=False),  # memory that torch shares
     pytest.mark.torch,
     # Workers are forked beside threads; what they do there is torch's matter.
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),

@@ -28,9 +28,10 @@ BOTH = pytest.mark.parametrize("make_loop", [trainings.every_extension, training
 def test_a_training_that_was_killed_anywhere_ends_as_the_straight_one(
     make_loop, directory: Path, every: bool
 ) -> None:
-    report = crash_everywhere(make_loop, directory, every=every)
-    assert sum(trial.was_broken for trial in report.trials) > 120
-    if make_loop is trainings.every_extension:
+    is_whole = make_loop is trainings.every_extension
+    points = ["*"] if is_whole else ["checkpoint.*", "restore.*", "drain.*", "commit.*"]
+    report = crash_everywhere(make_loop, directory, every=every, points=points)
+    if is_whole:
         assert report.points == set(POINTS)  # the suite goes through every point
 
 
@@ -54,7 +55,7 @@ def test_a_training_that_failed_anywhere_ends_as_the_straight_one(
     assert sum(trial.was_broken for trial in report.trials) > 65
     if make_loop is trainings.every_extension:
         can_raise = {name for name, point in POINTS.items() if point.may_raise}
-        assert report.points == can_raise - {"callback.on_error"}
+        assert report.points == can_raise
 
 
 def test_a_training_killed_while_it_publishes_ends_as_the_straight_one(directory: Path) -> None:
@@ -148,10 +149,11 @@ def test_a_loop_may_be_made_by_a_coroutine_function(everywhere, directory: Path)
 EACH = pytest.mark.parametrize(
     "everywhere",
     [
-        pytest.param(crash_everywhere, marks=pytest.mark.slow),
+        functools.partial(crash_everywhere, points=["log.made"]),
         cancel_everywhere,
-        raise_everywhere,
+        functools.partial(raise_everywhere, points=["log.made"]),
     ],
+    ids=["crash", "cancel", "raise"],
 )
 
 

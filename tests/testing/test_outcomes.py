@@ -20,11 +20,19 @@ SAME = [
     ({"a": [math.nan]}, {"a": [math.nan]}),
     (np.array([1.0, math.nan]), np.array([1.0, math.nan])),
     (None, None),
+    (np.float32("nan"), np.float32("nan")),
+    (np.float64(1.5), 1.5),
+    (np.datetime64("NaT"), np.datetime64("NaT")),
+    (np.array([{"a": 1}], dtype=object), np.array([{"a": 1}], dtype=object)),
+    ({}, {}),
 ]
 OTHER = [
     (1, 2),
     (1.0, math.nan),
     (0.0, -0.0),
+    (1, 1.0),
+    (0, False),
+    (np.array([{"a": 1}], dtype=object), np.array([{"a": 2}], dtype=object)),
     ([1, 2], [1]),
     ({"a": 1}, {"b": 1}),
     (np.array([1.0]), np.array([1.0], dtype="float32")),
@@ -54,6 +62,7 @@ def test_differences_are_named_by_their_paths_but_for_what_is_ignored() -> None:
         "rows/1/cost is missing; it should be 0.5",
         "rows/2/cost is 0.25; it should not be there",
     ]
+    assert differences({"a": {}}, {}) == ["a is missing; it should be {}"]
     many = {f"model/{number}": 0 for number in range(20)}
     found = differences(many, dict.fromkeys(many, 1))
     assert (len(found), found[-1]) == (9, "and 12 more differences")

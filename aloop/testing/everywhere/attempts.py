@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Final, Self, TypeAlias, cast
 
 from aloop.callbacks import CallbackName
 from aloop.checkpoints import CheckpointDirectory
-from aloop.errors import AloopError, ArgumentError, JournalError, brief
+from aloop.errors import AloopError, ArgumentError, brief
 from aloop.extensions import Checkpoint
 from aloop.faults import watched_points
 from aloop.log import SQLiteLog, read_log
@@ -27,7 +27,7 @@ from aloop.testing.guard import LeftBehindError, guarded
 from aloop.testing.outcomes import MakeLoop, Outcome, differences, is_same, loop_of, outcome_of
 from aloop.testing.reports import beginning
 
-__all__ = ["Attempt", "Frames", "Trainings", "little_garbage", "refuse_in_a_loop", "told"]
+__all__ = ["Attempt", "Frames", "Trainings", "alone", "refuse_in_a_loop", "told"]
 
 Frames: TypeAlias = tuple[tuple[CodeType, int], ...]
 """Where a task waits: its coroutines from the outermost to the innermost, each with the line."""
@@ -64,12 +64,24 @@ class _WatchedLoop(asyncio.SelectorEventLoop):
         super().__init__()
         self._look = look
         self.pending: list[asyncio.Task[Any]] = []
-        self.set_task_factory(self._make)
+        self._factory: Any = None  # of the program's own
+        super().set_task_factory(self._make)
+
+    def set_task_factory(self, factory: Any) -> None:
+        """Have tasks made by a factory of the program's, and know them all the same."""
+        self._factory = factory
+
+    def get_task_factory(self) -> Any:
+        """Give the program's factory."""
+        return self._factory
 
     def _make(
         self, _loop: asyncio.AbstractEventLoop, work: Any, **options: Any
     ) -> "asyncio.Task[Any]":
-        task = asyncio.Task(work, loop=self, **options)
+        if self._factory is None:
+            task: asyncio.Task[Any] = asyncio.Task(work, loop=self, **options)
+        else:
+            task = self._factory(self, work, **options)
         self.pending.append(task)
         return task
 
@@ -125,7 +137,8 @@ class Attempt:
         """Do it."""
         try:
             with (
-                guarded(block_s=None),
+                guarded(block_s=None, signals=False),
+                _handlers_kept(),
                 _messages(self.wrong),
                 redirect_stdout(StringIO()),
                 redirect_stderr(StringIO()),
@@ -144,7 +157,12 @@ class Attempt:
         events = asyncio.get_running_loop()
         assert isinstance(events, _WatchedLoop)
         events.set_exception_handler(self._complain)
-        self._loop = loop = await loop_of(self.make_loop, self.directory)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                self._loop = loop = await loop_of(self.make_loop, self.directory)
+        except Exception as error:  # noqa: BLE001 - told
+            self.error = error
+            return
         self._events = events
         before = [signal.getsignal(number) for number in _SIGNALS]
         run = self._run = asyncio.create_task(loop.run(), name="run()")
@@ -153,6 +171,7 @@ class Attempt:
         if not run.done():
             places = "; ".join(told(_frames_of(task)) for task in events.pending)
             self.wrong.append(f"it has not ended after {self.timeout_s:g} s, but waits in {places}")
+            self.error = TimeoutError(self.wrong[-1])
             return
         await asyncio.sleep(0)
         self.error = asyncio.CancelledError() if run.cancelled() else run.exception()
@@ -167,11 +186,14 @@ class Attempt:
         if self.was_cancelled and not run.cancelled():
             how = "returned" if self.error is None else f"raised {brief(self.error)}"
             self.wrong.append(f"run() was cancelled, and {how}; it should raise CancelledError")
-        if isinstance(self.error, JournalError):
-            await loop.log.flush()  # as it says
+        if self.error is not None and self.passed["run.started"]:
+            await loop.log.flush()  # what could not be written when the run ended, if it was that
         self._check_log(loop)
         if self.error is None:
-            self.outcome = outcome_of(loop)
+            try:
+                self.outcome = outcome_of(loop)
+            except AloopError as error:
+                self.error = error
         elif self.was_cancelled:
             self._check_last_checkpoint(loop)
 
@@ -227,21 +249,37 @@ class Attempt:
                     )
 
     def _check_last_checkpoint(self, loop: MainLoop) -> None:
-        """See that the end of a run that was cancelled was saved, once."""
-        saving = [each for each in loop.extensions if isinstance(each, Checkpoint)]
-        if not saving or not self.passed["run.started"]:
+        """See that the end of a run that was cancelled was saved, once in each place for it."""
+        if not self.passed["run.started"]:
             return
-        if saving[0].handler(CallbackName.ON_INTERRUPT) is None:  # as its owner wants it
-            return
-        found, broken = CheckpointDirectory(saving[0].path).published()
+        for each in loop.extensions:
+            # One that does not save on an interrupt is as its owner wants it.
+            if isinstance(each, Checkpoint) and each.handler(CallbackName.ON_INTERRUPT):
+                self._check_last_of(each.path, loop)
+
+    def _check_last_of(self, path: Path, loop: MainLoop) -> None:
+        found, broken = CheckpointDirectory(path).published()
         self.wrong += [f"a checkpoint is broken: {brief(error)}" for error in broken]
         last = [each for each in found if each.position == loop.position]
         if len(last) != 1:
             there = ", ".join(each.path.name for each in found) or "none"
             self.wrong.append(
-                f"the end of the run, at {loop.position}, was saved {len(last)} times; it should "
-                f"be once; the checkpoints are {there}"
+                f"the end of the run, at {loop.position}, was saved {len(last)} times in "
+                f"{path.name}; it should be once; the checkpoints are {there}"
             )
+
+
+@contextmanager
+def _handlers_kept() -> Generator[None]:
+    """Put back the signal handlers, where the program that is run sets some of its own."""
+    before = [(number, signal.getsignal(number)) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            if signal.getsignal(number) != handler and handler is not None:
+                with suppress(ValueError):  # in another thread, which cannot have changed it
+                    signal.signal(number, handler)
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -254,15 +292,27 @@ def _forget_frames(error: BaseException | None) -> None:
             left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
 
 
+_in_use: Final = threading.Lock()
+
+
 @contextmanager
-def little_garbage() -> Generator[None]:
-    """Leave out what there is already when garbage is looked for, which each attempt has done."""
-    gc.collect()
-    gc.freeze()
+def alone() -> Generator[None]:
+    """Have to oneself what attempts change in the whole process; `ArgumentError` if another has.
+
+    What there is already is left out when garbage is looked for, which each attempt has done.
+    """
+    if not _in_use.acquire(blocking=False):
+        raise ArgumentError(
+            "a training is being broken in this process already; expected one at a time; wait for "
+            "the other, or use another process"
+        )
     try:
+        gc.collect()
+        gc.freeze()
         yield
     finally:
         gc.unfreeze()
+        _in_use.release()
 
 
 class _Messages(logging.Handler):
@@ -310,6 +360,7 @@ class Trainings:
                 f"the training fails when nothing breaks it: {brief(attempt.error)}; expected it "
                 "to come to its end; mend it first"
             ) from attempt.error
+        assert attempt.outcome is not None
         return attempt
 
     def attempt(

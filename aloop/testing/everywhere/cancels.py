@@ -5,11 +5,11 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from aloop.testing.arguments import checked_make_loop, patterns_of, scratch, timeout_of
+from aloop.testing.arguments import checked_make_loop, patterns_of, scratch, seed_of, timeout_of
 from aloop.testing.everywhere.attempts import (
     Frames,
     Trainings,
-    little_garbage,
+    alone,
     refuse_in_a_loop,
     told,
 )
@@ -55,7 +55,8 @@ def cancel_everywhere(
     refuse_in_a_loop("cancel_everywhere()")
     checked_make_loop(make_loop)
     ignore, timeout_s = patterns_of("ignore", ignore), timeout_of(timeout_s)
-    with scratch(directory, "cancels") as where, little_garbage():
+    seed_of(seed)
+    with scratch(directory, "cancels") as where, alone():
         trainings = Trainings(make_loop, where, ignore, timeout_s)
         trials = list(_trials(trainings, seed, every=every))
         trials.append(going_on(trainings.restored["restore.done"]))

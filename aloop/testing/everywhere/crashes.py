@@ -22,6 +22,7 @@ from aloop.testing.arguments import (
     count_of,
     patterns_of,
     scratch,
+    seed_of,
     timeout_of,
 )
 from aloop.testing.children import ChildOutcome, Nursery
@@ -34,7 +35,7 @@ from aloop.testing.outcomes import (
     loop_of,
     outcome_of,
 )
-from aloop.testing.reports import Report, Trial, beginning, finished, going_on
+from aloop.testing.reports import Report, Trial, beginning, finished, going_on, never_broken
 
 __all__ = ["crash_everywhere"]
 
@@ -52,7 +53,9 @@ class _Told:
 
     passed: Counter[str]
     outcome: Outcome | None
-    """None where it was stopped, or failed."""
+    """None where it has failed."""
+    was_stopped: bool
+    """Whether it has ended because it was told to."""
 
 
 def _run(
@@ -64,6 +67,7 @@ def _run(
 ) -> _Told:
     """Run a training, and die at a place; it may have to stop or to fail before; for a child."""
     passed: Counter[str] = Counter()
+    was_stopped = False
     counting = threading.Lock()
     loop: MainLoop | None = None
 
@@ -79,26 +83,27 @@ def _run(
             raise PlannedError(f"planned at {place}")
 
     async def main() -> Outcome | None:
-        nonlocal loop
+        nonlocal loop, was_stopped
         loop = await loop_of(make_loop, directory)
         try:
             await loop.run()
         except PlannedError:
             return None
-        return outcome_of(loop) if stop_at is None else None
+        was_stopped = bool(loop.status["batch_interrupt_received"])
+        return outcome_of(loop)
 
     with watched_points(watch):
         outcome = asyncio.run(main())
-    return _Told(passed, outcome)
+    return _Told(passed, outcome, was_stopped)
 
 
 def _stop(loop: MainLoop) -> None:
     """Tell a run to stop as the system would, where it listens to that."""
     handler = signal.getsignal(signal.SIGTERM)
-    if handler in (signal.SIG_DFL, signal.SIG_IGN, None):
-        loop.request_finish("batch")
-    else:
+    if type(handler).__module__ == "aloop.signals":
         os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        loop.request_finish("batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,8 @@ class _Crashes:
             _expect_ended(broken, "", wrong)
             if broken.failure is None:
                 wrong += beginning(broken.result.passed["restore.done"])
+                if leg == "stopped" and not broken.result.was_stopped:
+                    wrong.append("it was told to stop, and went on to its end")
         _expect_ended(again, _AGAIN, wrong)
         if again.failure is None:
             wrong += differences(straight, again.result.outcome, self.ignore)
@@ -197,7 +204,8 @@ class _Crashes:
 
 def _expect_ended(child: ChildOutcome, when: str, wrong: list[str]) -> None:
     if child.failure is not None:
-        wrong.append(f"{when}it failed: {child.failure.strip()}\n{child.output.strip()}".strip())
+        output = "\n".join(["", *child.output.strip().splitlines()])
+        wrong.append(f"{when}it failed: {child.failure.strip()}{output}")
 
 
 def crash_everywhere(
@@ -239,7 +247,7 @@ def crash_everywhere(
     """
     checked_make_loop(make_loop)
     ignore, points = patterns_of("ignore", ignore), patterns_of("points", points)
-    timeout_s = timeout_of(timeout_s)
+    timeout_s, seed = timeout_of(timeout_s), seed_of(seed)
     if processes is None:
         processes = min(4, os.cpu_count() or 1)
     nurseries: SimpleQueue[Nursery] = SimpleQueue()
@@ -259,4 +267,5 @@ def crash_everywhere(
         places = chosen(legs, points, seed, every=every)
         broken = [pool.submit(crashes.trial, outcome, middle, leg, place) for leg, place in places]
         trials += [each.result() for each in broken]
+        trials += never_broken((place.point for _, place in places), trials)
         return finished("crash_everywhere", trials, where)

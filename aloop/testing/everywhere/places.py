@@ -60,9 +60,20 @@ def chosen(
         every: whether it is each time. If not, then but for the plain run one time is enough.
         may_raise: whether it is at points alone where an error can come up.
 
-    Raises `ArgumentError` if none is chosen.
+    Raises `ArgumentError` for a pattern of which none is chosen.
     """
     random = Random(seed)  # noqa: S311 - no secret
+    passed = Counter[str]()
+    for each in legs.values():
+        passed |= each
+    known = sorted(name for name in passed if not may_raise or point_of(name).may_raise)
+    for pattern in points:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise ArgumentError(
+                f"points has {pattern!r}, and the training passes no such fault point"
+                f"{' where an error can come up' if may_raise else ''}; expected names, such as "
+                f"'checkpoint.*'; it passes {', '.join(known)}"
+            )
     found: list[tuple[Leg, Place]] = []
     for leg, passed in legs.items():
         for name in dict.fromkeys((*POINTS, *passed)):
@@ -78,13 +89,4 @@ def chosen(
                 numbers = [1] if leg == "resumed" else [times]
             places: list[tuple[Leg, Place]] = [(leg, Place(name, number)) for number in numbers]
             found += places
-    if not found:
-        passed = Counter[str]()
-        for each in legs.values():
-            passed |= each
-        raise ArgumentError(
-            f"points is {list(points)!r}, and the training passes no such fault point"
-            f"{' where an error can come up' if may_raise else ''}; expected names, such as "
-            f"'checkpoint.*'; it passes {', '.join(sorted(passed))}"
-        )
     return found

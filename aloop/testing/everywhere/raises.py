@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from aloop.errors import brief
+from aloop.errors import ArgumentError, TrainingFinish, brief
 from aloop.main_loop import MainLoop
-from aloop.testing.arguments import checked_make_loop, patterns_of, scratch, timeout_of
-from aloop.testing.everywhere.attempts import Attempt, Trainings, little_garbage, refuse_in_a_loop
+from aloop.testing.arguments import checked_make_loop, patterns_of, scratch, seed_of, timeout_of
+from aloop.testing.everywhere.attempts import Attempt, Trainings, alone, refuse_in_a_loop
 from aloop.testing.everywhere.places import LEGS, Leg, Place, chosen, halfway
-from aloop.testing.outcomes import MakeLoop, PlannedError
-from aloop.testing.reports import Report, Trial, finished, going_on
+from aloop.testing.outcomes import MakeLoop, PlannedError, differences
+from aloop.testing.reports import Report, Trial, finished, going_on, never_broken
 
 __all__ = ["raise_everywhere"]
 
@@ -51,8 +51,9 @@ def raise_everywhere(
     refuse_in_a_loop("raise_everywhere()")
     checked_make_loop(make_loop)
     ignore, points = patterns_of("ignore", ignore), patterns_of("points", points)
-    timeout_s = timeout_of(timeout_s)
-    with scratch(directory, "errors") as where, little_garbage():
+    timeout_s, seed = timeout_of(timeout_s), seed_of(seed)
+    _check(error)
+    with scratch(directory, "errors") as where, alone():
         trainings = Trainings(make_loop, where, ignore, timeout_s)
         trials = list(_trials(trainings, error, points, seed, every=every))
         trials.append(going_on(trainings.restored["restore.done"]))
@@ -73,25 +74,47 @@ def _trials(
     stop = _stopping(middle)
     stopped = trainings.attempt("stopped", on_point=stop)
     resumed = trainings.attempt("stopped")
+    failed = trainings.attempt("failed", on_point=_Raised(middle, error))
     trainings.restored.update({"restore.done": resumed.passed["restore.done"]})
     yield Trial("stopped halfway, and started again", (*stopped.wrong, *resumed.wrong))
     legs: dict[Leg, Counter[str]] = {
         "run": straight.passed,
         "stopped": stopped.passed,
+        "failed": failed.passed,
         "resumed": resumed.passed,
     }
-    for leg, place in chosen(legs, points, seed, every=every, may_raise=True):
+    trials: list[Trial] = []
+    places = chosen(legs, points, seed, every=every, may_raise=True)
+    for leg, place in places:
         name = f"{leg}-{place.point}-{place.number}"
         if leg == "resumed":
             trainings.attempt(name, on_point=stop)
-        raised = _Raised(place, error, stop if leg == "stopped" else None)
+        first = _Raised(middle, error) if leg == "failed" and place != middle else None
+        raised = _Raised(place, error, stop if leg == "stopped" else first)
         broken = trainings.attempt(name, on_point=raised)
-        wrong = [*broken.wrong, *_untold(raised, broken)]
+        wrong = [*broken.wrong, *_untold([raised, *([first] if first else [])], broken)]
+        if broken.outcome is not None and leg != "stopped":
+            wrong += differences(straight.outcome or {}, broken.outcome, trainings.ignore)
         wrong += trainings.go_on(name, straight)
         if not wrong:
             trainings.forget(name)
         what = f"failed at {place}{LEGS[leg]} ({name})"
-        yield Trial(what, tuple(wrong), raised.kind is not None, place.point)
+        trials.append(Trial(what, tuple(wrong), raised.kind is not None, place.point))
+    yield from trials
+    yield from never_broken((place.point for _, place in places), trials)
+
+
+def _check(error: object) -> None:
+    """Raise `ArgumentError` for what makes no error that a training can fail with."""
+    if callable(error):
+        made = error("a text")
+        is_odd = isinstance(made, StopIteration | StopAsyncIteration | TrainingFinish)
+        if isinstance(made, Exception) and not is_odd:
+            return
+    raise ArgumentError(
+        f"error is {error!r:.80}; expected what makes an exception of a text, such as a class of "
+        "them, and none by which epochs and trainings end; leave it out for PlannedError"
+    )
 
 
 def _stopping(middle: Place) -> Callable[[MainLoop, Place], None]:
@@ -109,7 +132,7 @@ class _Raised:
         self,
         place: Place,
         make: Callable[[str], Exception],
-        also: Callable[[MainLoop, Place], None] | None,
+        also: Callable[[MainLoop, Place], None] | None = None,
     ) -> None:
         self._place = place
         self._make = make
@@ -129,7 +152,7 @@ class _Raised:
             raise error
 
 
-def _untold(raised: _Raised, broken: Attempt) -> list[str]:
+def _untold(planned: Sequence[_Raised], broken: Attempt) -> list[str]:
     """Say it if a run has failed with something else than what was raised in it."""
     if broken.error is None:
         return []
@@ -139,12 +162,15 @@ def _untold(raised: _Raised, broken: Attempt) -> list[str]:
         error = left.pop()
         if error is None or error in seen:
             continue
-        if type(error) is raised.kind or (raised.text and raised.text in _all_of(error)):
+        if any(
+            type(error) is each.kind or (each.text and each.text in _all_of(error))
+            for each in planned
+        ):
             return []
         seen.append(error)
         left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
-    what = "nothing" if raised.kind is None else f"{raised.kind.__name__}: {raised.text}"
-    return [f"it failed with {brief(broken.error)}; it was made to fail with {what}"]
+    what = " and ".join(f"{each.kind.__name__}: {each.text}" for each in planned if each.kind)
+    return [f"it failed with {brief(broken.error)}; it was made to fail with {what or 'nothing'}"]
 
 
 def _all_of(error: BaseException) -> str:

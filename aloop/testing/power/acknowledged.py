@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -11,11 +11,12 @@ from typing import Any, Final, Self
 from aloop.checkpoints import CheckpointDirectory, SavedCheckpoint
 from aloop.errors import CheckpointError, brief
 from aloop.extensions.base import TrainingExtension
+from aloop.faults import watched_points
 from aloop.log import SQLiteLog, TrainingLog, read_log
 from aloop.log.values import encode_json
 from aloop.testing.outcomes import MakeLoop, Outcome, loop_of, outcome_of
 
-__all__ = ["Acknowledged", "examine", "train"]
+__all__ = ["Acknowledged", "examine", "is_before_end", "train"]
 
 _MAX_SHOWN: Final = 4
 
@@ -45,6 +46,8 @@ class Acknowledged:
             path[:end] for path in straight for end, letter in enumerate(path) if letter == "/"
         }
         for mark in map(json.loads, marks):
+            if "end" in mark:
+                continue
             if "number" in mark:
                 found.checkpoints[mark["directory"]] = mark["number"], mark["is_whole"]
                 continue
@@ -129,6 +132,7 @@ class _Acknowledging(TrainingExtension):
 
     def end(self) -> None:
         """Acknowledge all that there is, when the run has ended."""
+        self._mark(end=True)
         self._copied = 0
         self._copy_rows()
         self._acknowledge()
@@ -210,15 +214,24 @@ def _write(write: Callable[[bytes], object], mark: Mapping[str, Any]) -> None:
     write(f"{json.dumps(mark)}\n".encode())
 
 
+def is_before_end(marks: Sequence[str]) -> bool:
+    """Say whether anything was acknowledged before the end of a run."""
+    return bool(marks) and "end" not in json.loads(marks[0])
+
+
 def examine(
     make_loop: MakeLoop, directory: Path, every_n_batches: int, acknowledged: Acknowledged
-) -> tuple[list[str], Outcome | str]:
+) -> tuple[list[str], Outcome | str, bool]:
     """Look what a power cut has left, and run the training to its end from there.
 
-    Gives what was lost, and what the training ends with, or why it fails.
+    Gives what was lost, what the training ends with, or why it fails, and whether it went on from
+    a checkpoint.
     """
     lost = acknowledged.lost(directory)
+    passed: list[str] = []
     try:
-        return lost, train(make_loop, directory, every_n_batches)
+        with watched_points(passed.append):
+            outcome = train(make_loop, directory, every_n_batches)
     except Exception as error:  # noqa: BLE001 - told
-        return lost, brief(error)
+        return lost, brief(error), True
+    return lost, outcome, "restore.done" in passed

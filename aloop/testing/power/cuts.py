@@ -14,7 +14,7 @@ from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 from queue import SimpleQueue
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aloop.errors import AloopError, ArgumentError
 from aloop.testing.arguments import (
@@ -22,15 +22,16 @@ from aloop.testing.arguments import (
     count_of,
     patterns_of,
     scratch,
+    seed_of,
     timeout_of,
 )
 from aloop.testing.children import ChildOutcome, Nursery
 from aloop.testing.outcomes import MakeLoop, Outcome, differences
-from aloop.testing.power.acknowledged import Acknowledged, examine, train
+from aloop.testing.power.acknowledged import Acknowledged, examine, is_before_end, train
 from aloop.testing.power.disks import Disk, Mark, Tree, read_tree, write_tree
 from aloop.testing.power.strace import TraceError, strace
 from aloop.testing.power.traces import Step, read_trace
-from aloop.testing.reports import Report, Trial, finished
+from aloop.testing.reports import Report, Trial, finished, going_on
 
 __all__ = ["power_cuts"]
 
@@ -154,7 +155,8 @@ class _Power:
             raise TraceError(
                 f"what strace saw does not make {', '.join(sorted(wrong))} in "
                 f"{self._path('run', number)} what it is; expected files that are written by calls "
-                "of the system alone, not through memory; see to who writes them otherwise"
+                "of the system alone, not through memory, nor where a read has left off; see to "
+                "who writes them otherwise"
             )
 
     def following(self, number: int, trace: _Trace) -> _Cut:
@@ -179,16 +181,18 @@ class _Power:
                 break  # it could not be started again, which was told
             found.append(_Trace(start.tree, self.read(number, start.tree), start.marks))
             self.check(number, found[-1])
-            if not found[-1].steps:
-                raise ArgumentError(
-                    "make_loop makes a training that writes nothing to the directory it is given; "
-                    "expected its log and its checkpoints there; have it use that directory"
-                )
+            if not number:
+                _refuse_vacuous(found[-1].steps)
             start = self.following(number, found[-1])
         return found, trials
 
-    def trial(self, straight: Outcome, number: int, trace: _Trace, place: int) -> Trial:
-        """Cut the power at one moment of a trace, and say what is wrong after that."""
+    def trial(
+        self, straight: Outcome, number: int, trace: _Trace, place: int
+    ) -> tuple[Trial, bool]:
+        """Cut the power at one moment of a trace, and say what is wrong after that.
+
+        And whether the training has gone on from a checkpoint then.
+        """
         random = _random(self.seed, number, place)
         at = random.randint(1, len(trace.steps))
         cut = trace.cut(at, random)
@@ -197,7 +201,9 @@ class _Power:
         write_tree(cut.tree, directory)
         acknowledged = Acknowledged.of(cut.marks, straight)
         ended = self.do(examine, directory, acknowledged)
+        went_on = True
         if ended.failure is None:
+            went_on = ended.result[2]
             wrong: list[str] = ended.result[0]
             wrong += _wrong(straight, ended.result[1], self.ignore)
         else:
@@ -206,14 +212,31 @@ class _Power:
         if wrong:
             directory.mkdir()
             write_tree(cut.tree, directory)
-        return Trial(
+        trial = Trial(
             f"only=({number}, {place}): the power was cut after step {at} of {len(trace.steps)} of "
             f"trace {number}: {trace.steps[at - 1].what:.200}",
             tuple(wrong),
         )
+        return trial, went_on
 
     def _path(self, kind: str, number: int) -> Path:
         return self.directory / f"{kind}-{number}"
+
+
+def _refuse_vacuous(steps: Sequence[Step]) -> None:
+    """Refuse a training of which a power cut can take nothing."""
+    marks = [step.operation.text for step in steps if isinstance(step.operation, Mark)]
+    if len(marks) == len(steps):
+        raise ArgumentError(
+            "make_loop makes a training that writes nothing to the directory it is given; "
+            "expected its log and its checkpoints there; have it use that directory"
+        )
+    if not is_before_end(marks):
+        raise ArgumentError(
+            "nothing was acknowledged before the end of the training, so that no power cut could "
+            "take it; expected records in a SQLiteLog, or checkpoints; train for more batches, or "
+            "flush more often by flush_every_n_batches=1"
+        )
 
 
 def _random(*seed: object) -> Random:
@@ -271,7 +294,7 @@ def power_cuts(
     seed: int = 0,
     traces: int = 4,
     only: tuple[int, int] | None = None,
-    flush_every_n_batches: int = 3,
+    flush_every_n_batches: int = 2,
     ignore: Sequence[str] = (),
     processes: int = 2,
     timeout_s: float = 60.0,
@@ -308,6 +331,7 @@ def power_cuts(
     """
     checked_make_loop(make_loop)
     count_of("cuts", cuts)
+    seed_of(seed)
     count_of("traces", traces)
     every_n_batches = count_of("flush_every_n_batches", flush_every_n_batches)
     ignore, timeout_s = patterns_of("ignore", ignore), timeout_of(timeout_s)
@@ -329,11 +353,21 @@ def power_cuts(
             pool.submit(power.trial, straight, number, found[number], place)
             for number, place in chosen
         ]
-        trials += [each.result() for each in running]
+        results = [each.result() for each in running]
+        trials += [trial for trial, _ in results]
+        if only is None:
+            trials.append(going_on(sum(went_on for _, went_on in results)))
         return finished(f"power_cuts(seed={seed})", trials, where)
 
 
 def _kept_in(directory: Path | None, only: tuple[int, int]) -> Path:
+    is_pair = isinstance(cast("object", only), tuple) and len(only) == 2
+    if not is_pair or any(not isinstance(cast("object", each), int) or each < 0 for each in only):
+        raise ArgumentError(
+            f"only is {only!r:.80}; expected the numbers of a trace and a cut, as the failure "
+            "names them; leave it out for all"
+        )
+    directory = None if directory is None else Path(directory)
     if directory is None or not (directory / f"trace-{only[0]}").exists():
         raise ArgumentError(
             f"only is {only!r}, but there is no trace {only[0]} in {directory}; expected the "
