@@ -111,6 +111,7 @@ async def drain(
         if stop.level is not StopLevel.ABANDON:
             await _tell(failure, extensions, was_interrupted=was_interrupted)
             failure = joined(failure, await finish_background())
+            fault_point("drain.told")
             failure = joined(failure, await save())
     fault_point("drain.done")
     return failure

@@ -57,14 +57,23 @@ POINTS: Final = MappingProxyType(
         "log.closing": FaultPoint("all is written, the file is to be closed"),
         "log.closed": FaultPoint("the file is closed"),
         # A checkpoint; from the files on, in a thread of its own.
+        "checkpoint.claimed": FaultPoint(
+            "the directory of the checkpoints is the run's own", may_raise=True
+        ),
         "checkpoint.due": FaultPoint("a boundary has come at which a checkpoint is due"),
         "checkpoint.copied": FaultPoint("the state is copied", may_raise=True),
         "checkpoint.flushed": FaultPoint(
             "the log is on the disk as far as the state", may_raise=True
         ),
         "checkpoint.begun": FaultPoint("an empty directory is there for it", may_raise=True),
+        "checkpoint.described": FaultPoint(
+            "its state is written, but for the arrays", may_raise=True
+        ),
         "checkpoint.written": FaultPoint("its files are written", may_raise=True),
         "checkpoint.synced": FaultPoint("its files are on the disk", may_raise=True),
+        "checkpoint.vouched": FaultPoint(
+            "its manifest is written, and not on the disk", may_raise=True
+        ),
         "checkpoint.signed": FaultPoint("its manifest is on the disk", may_raise=True),
         "checkpoint.renamed": FaultPoint("it has its name, in a directory that is not synced"),
         "checkpoint.published": FaultPoint("it is published, and nobody has heard of it"),
@@ -77,7 +86,8 @@ POINTS: Final = MappingProxyType(
         # The way out.
         "drain.begun": FaultPoint("the training is over"),
         "drain.settled": FaultPoint("what ran beside the training has ended"),
-        "drain.called": FaultPoint("the extensions were told of the end"),
+        "drain.called": FaultPoint("the extensions were told of an end in good order"),
+        "drain.told": FaultPoint("the extensions were told of a failure"),
         "drain.done": FaultPoint("the last checkpoint is saved"),
         "close.committed": FaultPoint("the last boundary is committed"),
         "close.done": FaultPoint("everything is closed"),

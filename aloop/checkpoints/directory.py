@@ -62,6 +62,7 @@ class CheckpointDirectory:
                     "wait for the other run to end, or choose another directory"
                 )
             self._lock.sign()
+            fault_point("checkpoint.claimed")
             for left in self.unfinished():
                 self._remove(left)
         except CheckpointError:

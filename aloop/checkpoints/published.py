@@ -163,6 +163,7 @@ class Contents:
         from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
         (directory / STATE).write_text(json.dumps(self.skeleton, separators=(",", ":")), "utf-8")
+        fault_point("checkpoint.described")
         try:
             save_file(dict(self.arrays), str(directory / ARRAYS))
             save_file(dict(self.model), str(directory / MODEL))
@@ -191,6 +192,7 @@ class Contents:
         with (directory / MANIFEST).open("x", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)
             file.flush()
+            fault_point("checkpoint.vouched")
             os.fsync(file.fileno())
         sync_directory(directory)
         fault_point("checkpoint.signed")

@@ -171,13 +171,14 @@ class Bridge:
         if idle is not None:
             await asyncio.wait([idle], timeout=ENDING_S)
             self._idle = None
-        fault_point("bridge.rested")
         if self._is_filling:
             _logger.warning(
                 "%s gives no batch: the run ends without it, and its thread is left to wait for "
                 "it; what comes is kept for another run of this loop",
                 self._name,
             )
+        else:
+            fault_point("bridge.rested")
 
     def let_go(self) -> None:
         """Read no more, for nobody will ask."""

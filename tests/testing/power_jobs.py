@@ -82,6 +82,30 @@ def without_synced_names(directory: Path) -> MainLoop:
     return short(directory)
 
 
+def beginning_anew(directory: Path) -> MainLoop:
+    """Make the loop of a training that never goes on from its checkpoints."""
+    saving = Checkpoint(directory / "checkpoints", every_n_batches=3)
+    return resume_tools.make_loop(directory, checkpoint=saving, epochs=2, step="inline")
+
+
+class Keeping(TrainingExtension):
+    """Writes to a file of its own, and waits for no disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    async def after_batch(self, batch: object) -> None:
+        with self.path.open("ab") as file:
+            file.write(b"x")
+
+
+def acknowledging_nothing(directory: Path) -> MainLoop:
+    """Make the loop of a training that keeps nothing that anybody is told of."""
+    extensions = [Keeping(directory / "file"), FinishAfter(after_n_epochs=1)]
+    return MainLoop(_nothing, range(8), extensions=extensions, log_backend="python", signals="off")
+
+
 class Drawing(TrainingExtension):
     """Records what nobody can draw twice."""
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -77,6 +78,21 @@ def test_a_child_that_hangs_is_killed_and_its_stack_is_shown(nursery) -> None:
     assert ended.code == -signal.SIGKILL
     assert time.monotonic() - begun < 20
     assert nursery.do(add, 1, 1, timeout_s=20).result == 2  # and the next one is well
+
+
+def leave_a_process():
+    process = subprocess.Popen(["sleep", "1000"])
+    return process.pid
+
+
+def test_what_a_child_has_started_goes_with_it(nursery) -> None:
+    begun = time.monotonic()
+    pid = nursery.do(leave_a_process, timeout_s=50).result
+    assert time.monotonic() - begun < 40  # though it holds what the child wrote to
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def hand_back_a_lock():

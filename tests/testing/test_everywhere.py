@@ -3,6 +3,8 @@
 import asyncio
 import functools
 import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,128 @@ async def test_an_event_loop_that_runs_is_refused(everywhere, tmp_path: Path) ->
     at_one = functools.partial(raise_everywhere, points=["log.made"])
     report = await asyncio.to_thread(at_one, trainings.short, tmp_path)
     assert report.points == {"log.made"}
+
+
+# Programs that make it hard.
+
+
+class Truncates(TrainingExtension):
+    """Keeps a file beside the checkpoints, which it truncates before it writes it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    async def after_batch(self, batch: object) -> None:
+        with self.path.open("w") as file:
+            fault_point("mine.truncated")
+            file.write("1")
+
+
+def with_a_file(directory: Path) -> MainLoop:
+    path = directory / "file"
+    if path.exists():
+        int(path.read_text())
+    return trainings.short(directory, Truncates(path))
+
+
+@pytest.mark.parametrize("everywhere", [crash_everywhere, raise_everywhere])
+def test_a_script_that_cannot_be_started_again_is_a_fault(everywhere, directory: Path) -> None:
+    with pytest.raises(FaultFoundError, match=r"(?s)mine.truncated.*started again.*ValueError"):
+        everywhere(with_a_file, directory, points=["mine.*"])
+
+
+class Sometimes(TrainingExtension):
+    """Has a fault point that only the first training of the process passes."""
+
+    first = True
+
+    async def before_training(self) -> None:
+        if Sometimes.first:
+            Sometimes.first = False
+            fault_point("mine.first")
+
+
+def with_a_first_time(directory: Path) -> MainLoop:
+    return trainings.short(directory, Sometimes())
+
+
+def test_a_point_that_is_never_come_to_again_is_told(directory: Path) -> None:
+    with pytest.raises(FaultFoundError, match=r"never broken at mine\.first"):
+        raise_everywhere(with_a_first_time, directory, points=["mine.*"])
+
+
+async def with_a_task_factory(directory: Path) -> MainLoop:
+    class Leaves(TrainingExtension):
+        async def before_training(self) -> None:
+            self.task = asyncio.create_task(asyncio.Event().wait(), name="left")
+
+    def make(events, work, **options):
+        return asyncio.Task(work, loop=events, **options)
+
+    events = asyncio.get_running_loop()
+    events.set_task_factory(make)
+    assert events.get_task_factory() is make
+    return trainings.short(directory, Leaves())
+
+
+def test_tasks_of_a_factory_are_known(directory: Path) -> None:
+    with pytest.raises(FaultFoundError, match="the task 'left' is left"):
+        raise_everywhere(with_a_task_factory, directory, points=["log.made"])
+
+
+def _go_on(number: int, frame: object) -> None:
+    """Do nothing."""
+
+
+def with_handlers_of_its_own(directory: Path) -> MainLoop:
+    signal.signal(signal.SIGTERM, _go_on)
+    loop = trainings.short(directory)
+    return MainLoop(
+        loop.algorithm,
+        loop.data_stream,
+        model=loop.model,
+        log=loop.log,
+        extensions=list(loop.extensions),
+        signals="off",
+    )
+
+
+@pytest.mark.parametrize("everywhere", [crash_everywhere, raise_everywhere])
+def test_a_program_may_have_handlers_of_its_own(everywhere, directory: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    everywhere(with_handlers_of_its_own, directory, points=["log.made"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def endless(directory: Path) -> MainLoop:
+    loop = trainings.short(directory)
+    loop.extensions.pop()
+    return loop
+
+
+async def never_made(directory: Path) -> MainLoop:
+    await asyncio.Event().wait()
+    return trainings.short(directory)
+
+
+@pytest.mark.parametrize("make_loop", [endless, never_made])
+def test_what_never_ends_is_refused(make_loop, directory: Path) -> None:
+    with pytest.raises(AloopError, match="fails when nothing breaks it: TimeoutError"):
+        cancel_everywhere(make_loop, directory, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("error", [3, lambda text: None, StopIteration, KeyboardInterrupt])
+def test_what_makes_no_error_is_refused(error, directory: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"error is .*expected what makes an exception"):
+        raise_everywhere(trainings.short, directory, error=error)
+
+
+def test_one_training_is_broken_at_a_time(directory: Path) -> None:
+    def nested(where: Path) -> MainLoop:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(cancel_everywhere, trainings.short, where / "inner").result()
+        raise AssertionError
+
+    with pytest.raises(AloopError, match="is being broken in this process already"):
+        cancel_everywhere(nested, directory)

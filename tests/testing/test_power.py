@@ -4,6 +4,8 @@ import re
 
 import pytest
 from power_jobs import (
+    acknowledging_nothing,
+    beginning_anew,
     broken,
     filling,
     honest,
@@ -97,9 +99,11 @@ def test_without_strace_it_says_what_to_install(tmp_path, monkeypatch):
         (unseeded, AloopError, "does not end twice alike"),
         (mapped, TraceError, "strace does not see"),
         (outside, ArgumentError, "writes nothing to the directory"),
+        (acknowledging_nothing, ArgumentError, "nothing was acknowledged before the end"),
+        (beginning_anew, FaultFoundError, "begun anew each time"),
         (lambda directory: None, ArgumentError, "the top of a module"),
     ],
-    ids=["broken", "unseeded", "mapped", "outside", "lambda"],
+    ids=["broken", "unseeded", "mapped", "outside", "nothing", "anew", "lambda"],
 )
 def test_a_training_that_tells_nothing_is_refused(tmp_path, make_loop, kind, text):
     with pytest.raises(kind, match=text):
