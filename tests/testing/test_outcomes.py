@@ -22,7 +22,7 @@ SAME = [
     (None, None),
     (np.float32("nan"), np.float32("nan")),
     (np.float64(1.5), 1.5),
-    (np.datetime64("NaT"), np.datetime64("NaT")),
+    (np.datetime64("NaT", "s"), np.datetime64("NaT", "s")),
     (np.array([{"a": 1}], dtype=object), np.array([{"a": 1}], dtype=object)),
     ({}, {}),
 ]
