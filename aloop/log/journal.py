@@ -226,7 +226,8 @@ class Journal:
     async def _run(self) -> None:
         """Own the thread: have it open the file, write until told to close, end it."""
         try:
-            committer = await self._open_file()
+            with thread_at_work():
+                committer = await self._open_file()
             try:
                 self._opened.set_result(None)
                 self._wal_watch.start()
@@ -240,7 +241,8 @@ class Journal:
                 if not self._is_orphaned:
                     self.readers.close()  # what reads keeps SQLite from tidying up
                     fault_point("log.closing")
-                    await self._thread.close()
+                    with thread_at_work():
+                        await self._thread.close()
                     fault_point("log.closed")
         except asyncio.CancelledError:
             # While it was opening: the thread may be waiting for a lock, and ends after that.

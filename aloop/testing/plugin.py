@@ -5,9 +5,13 @@ mark ``@pytest.mark.aloop_guard(…)``, whose arguments are those of `guarded`; 
 the configuration says ``aloop_guard = true``. Its event loops are looked at when it has been
 called, before the plugin of its event loop cancels what is left there: that of pytest-asyncio in
 either mode, or of anyio. The rest is looked at when its fixtures have ended too, so that these may
-close what the test has opened; what they had opened before it may stay.
+close what the test has opened; what they had opened before it may stay, and so may the signal
+handlers from before them. What is found then is an error of the teardown. A test that fails has a
+note on what is wrong with its event loops, and on nothing else: its fixtures, and its traceback,
+hold things at that point that are about to end.
 """
 
+import signal
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutinefunction, signature
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from aloop.testing.guard import Guard
+    from aloop.testing.guard import Guard, SignalHandlers
     from aloop.testing.recorder import Recorder
 
 # Each module of the kit is imported where it is needed: pytest imports this one for every program
@@ -28,6 +32,8 @@ __all__ = [
     "pytest_addoption",
     "pytest_configure",
     "pytest_runtest_call",
+    "pytest_runtest_logreport",
+    "pytest_runtest_setup",
     "pytest_runtest_teardown",
 ]
 
@@ -70,6 +76,22 @@ def aloop_recorder() -> "Recorder":
 _guards: "pytest.StashKey[Guard]" = pytest.StashKey()
 """Those of the tests that have been called, and whose fixtures are yet to end."""
 
+_waiting: "list[tuple[pytest.Item, Guard]]" = []
+"""Those where something is left when the fixtures have ended."""
+
+_handlers: "pytest.StashKey[list[SignalHandlers]]" = pytest.StashKey()
+"""Those of signals that were there before the fixtures of some test."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Note the signal handlers before the fixtures, some of which put them back much later."""
+    seen = item.config.stash.setdefault(_handlers, [])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if handlers not in seen:
+        seen.append(handlers)
+    return (yield)
+
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
@@ -81,12 +103,19 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
     with _runner_of(item):
         guard = Guard(**options)
+        for handlers in item.config.stash.get(_handlers, ()):
+            guard.allow(handlers)
         try:
             result = yield
         except BaseException as error:
             add_to(error, guard.end_of_loops())
             guard.forget()  # what was cut off leaves what it has
             raise
+        told: list[pytest.ExceptionInfo[BaseException]] | None = getattr(item, "_excinfo", None)
+        if told:  # by unittest, whose failures and skips are not raised
+            add_to(told[0].value, guard.end_of_loops())
+            guard.forget()
+            return result
         item.stash[_guards] = guard
         found = guard.end_of_loops()
     if found:
@@ -100,7 +129,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     guard = item.stash.get(_guards, None)
     if guard is None:
         return (yield)
-    from aloop.testing.guard import add_to, listed
+    from aloop.testing.guard import add_to
 
     del item.stash[_guards]
     try:
@@ -108,11 +137,35 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     except BaseException as error:
         add_to(error, guard.end_of_process())
         raise
-    # What fixtures gave is let go of after the teardown, too late for the garbage to be collected.
-    found = guard.end_of_process(getattr(item, "funcargs", {}).clear)
-    if found:
-        pytest.fail(listed(found), pytrace=False)
+    if guard.is_anything_left():
+        _waiting.append((item, guard))
+    else:
+        guard.forget()
     return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Fail the teardown of the test that has just run where something is left.
+
+    Not before: what fixtures gave is held until all plugins have made their reports of it, and much
+    ends with the garbage that it belongs to.
+    """
+    if not _waiting or report.when != "teardown" or report.nodeid != _waiting[-1][0].nodeid:
+        return
+    from aloop.testing.guard import listed
+
+    item, guard = _waiting.pop()
+    # pytest lets go of it right after this itself.
+    (getattr(item, "funcargs", None) or {}).clear()
+    found = guard.end_of_process()
+    if found and not report.failed:
+        try:
+            pytest.fail(listed(found), pytrace=False)
+        except pytest.fail.Exception:
+            error = pytest.ExceptionInfo[BaseException].from_current()
+        report.outcome = "failed"
+        report.longrepr = error.getrepr(style="value")
 
 
 def _options_of(item: pytest.Item) -> dict[str, Any] | None:
@@ -145,7 +198,11 @@ def _options_of(item: pytest.Item) -> dict[str, Any] | None:
 def _runner_of(item: pytest.Item) -> AbstractContextManager[object]:
     """Keep the event loop in which anyio runs a test, until the guard has looked."""
     backend = getattr(item, "funcargs", {}).get("anyio_backend")
-    if backend is None or not iscoroutinefunction(getattr(item, "obj", None)):
+    function = getattr(item, "obj", None)
+    # As anyio does with what hypothesis has wrapped, and with what it has wrapped itself before.
+    function = getattr(getattr(function, "hypothesis", None), "inner_test", function)
+    function = getattr(function, "_anyio_original_func", function)
+    if backend is None or not iscoroutinefunction(function):
         return nullcontext()
     try:
         from anyio.pytest_plugin import extract_backend_and_options, get_runner

@@ -74,12 +74,17 @@ Act: TypeAlias = (
     | None
 )
 """What a `ScriptedAlgorithm` does with a batch: quantities, or None, are returned, an exception is
-raised, `Wait` and `Gate` wait, and a function of the batch, sync or async, is called."""
+raised (but no `StopIteration` and no `StopAsyncIteration`), `Wait` and `Gate` wait, and a function
+of the batch, sync or async, is called."""
 
 _PLAIN_ACTS: Final = (Mapping, BaseException, Wait, Gate)
 
+_ENDS: Final = (StopIteration, StopAsyncIteration)
+"""What no coroutine and no iterator can raise as an error: it is taken for an end."""
+
 _ACTS: Final = (
-    "a mapping of quantities, None, an exception, a Wait, a Gate or a function of the batch"
+    "a mapping of quantities, None, an exception (but no StopIteration and no StopAsyncIteration), "
+    "a Wait, a Gate or a function of the batch"
 )
 
 
@@ -150,16 +155,22 @@ class ScriptedAlgorithm(TrainingAlgorithm):
         return self._script[-1] if self._repeat_last else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give how many acts it has begun."""
-        return {"acts_begun": self.acts_begun}
+        """Give how many acts it has begun, and of how many."""
+        return {"acts_begun": self.acts_begun, "acts": len(self._script)}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Go on with the script where a state was taken."""
-        number = state.get("acts_begun")
-        if not isinstance(number, int) or number is True or number < 0:
+        known = isinstance(cast("object", state), Mapping)
+        number, acts = (state.get("acts_begun"), state.get("acts")) if known else (None, None)
+        if not (_is_count(number) and _is_count(acts)):
             raise ArgumentError(
-                f"the algorithm's state has acts_begun {number!r}; expected a whole number from 0 "
-                "on; give what state_dict() gave"
+                f"the algorithm's state is {state!r:.80}; expected a mapping with acts_begun and "
+                "acts, whole numbers from 0 on; give what state_dict() gave"
+            )
+        if min(number, acts) > len(self._script):
+            raise ArgumentError(
+                f"the algorithm's state has {number} acts begun of {acts}; expected a place in "
+                f"{self!r}; make the algorithm with the script that it had"
             )
         self.acts_begun = number
 
@@ -191,7 +202,7 @@ class ScriptedStream(CountedStream):
     ) -> None:
         super().__init__()
         self._epochs = [
-            tuple(_iterable("epoch", epoch, number))
+            tuple(_checked_epoch(number, epoch))
             for number, epoch in enumerate(_iterable("epochs", epochs))
         ]
         if not self._epochs:
@@ -297,7 +308,31 @@ def _checked_script(script: object) -> Iterable[Act]:
         yield act
 
 
+def _checked_epoch(number: int, epoch: object) -> Iterable[Any]:
+    for place, act in enumerate(_iterable("epoch", epoch, number)):
+        if _is_end(act):
+            expected, remedy = "another exception", "end the list where the epoch is to end"
+        elif isinstance(act, type) and issubclass(act, (Wait, Gate)):
+            expected, remedy = "one of these", f"write {act.__name__}(…), with parentheses"
+        else:
+            yield act
+            continue
+        raise StreamError(
+            f"place {place} of epoch {number} is {act!r:.80}; expected {expected}; {remedy}"
+        )
+
+
+def _is_end(what: object) -> bool:
+    return isinstance(what, _ENDS) or (isinstance(what, type) and issubclass(what, _ENDS))
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and value is not True and value >= 0
+
+
 def _is_act(what: object) -> TypeGuard[Act]:
+    if _is_end(what):
+        return False
     if isinstance(what, type):
         return _is_error(what)
     return what is None or callable(what) or isinstance(what, _PLAIN_ACTS)

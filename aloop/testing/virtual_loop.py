@@ -24,26 +24,32 @@ that has one is to be run in a shuffled loop. A failure found with the shuffle i
 chain of wake-ups that is longer or shorter by a turn would bring about the same order, since the
 length of such a chain is nobody's promise.
 
-What comes from outside of a `VirtualLoop` (a signal, a thread, a file descriptor) is waited for in
-real time, for a moment before the clock jumps. Where a wait could not end, `DeadlockError` names
-the tasks that wait instead of hanging; where the loop turns without end and no time passes,
-`LivelockError` does.
+While a thread is known to be at work for a `VirtualLoop` its clock stands still, and real time is
+waited, up to 60 s: for the jobs of `run_in_executor` and `asyncio.to_thread`, in any executor, and
+for aloop's own threads where `aloop.turns.thread_at_work` tells of them: in a step, a batch or a
+commit. So such a thread may not wait for a timer of the loop.
+Any other thread that was started since, and a file descriptor that the loop reads, has a moment
+before the clock jumps: 0.02 s where a timer runs, 5 s where none does. Signals are heard between
+two handles, and not waited for. Where a wait could not end, `DeadlockError` names the tasks that
+wait instead of hanging; where the loop turns 20,000 rounds, and no time passes and nothing comes
+from outside, `LivelockError` does: more of them are allowed by ``max_rounds``.
 """
 
 import asyncio
-import heapq
 import selectors
 import threading
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from functools import wraps
-from inspect import iscoroutinefunction
-from operator import index
-from random import Random
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Executor
+from contextvars import Context
+from functools import partial, wraps
+from inspect import iscoroutine, iscoroutinefunction
 from typing import Any, Final, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary
 
-from aloop.errors import ArgumentError, seconds_of
+from aloop.errors import ArgumentError
 from aloop.tasks import whereabouts
+from aloop.testing.stepped_loop import SteppedLoop, checked_delay
+from aloop.turns import threads_at_work
 
 __all__ = [
     "DeadlockError",
@@ -60,144 +66,25 @@ P = ParamSpec("P")
 START_S: Final = 1_000.0
 """What the clock shows at first."""
 
+THREAD_S: Final = 60.0
+"""Real seconds that a thread which is known to be at work has to wake the loop."""
+
 OUTSIDE_S: Final = 0.02
-"""Real seconds that a thread has to wake the loop before the clock jumps."""
+"""Real seconds that any other thread has to wake the loop before the clock jumps."""
 
 DEADLOCK_S: Final = 5.0
-"""Real seconds that a thread has to wake a loop that has no timer."""
+"""Real seconds that any other thread has to wake a loop that has no timer."""
 
 MAX_ROUNDS: Final = 20_000
-"""How many rounds the loop may turn while no time passes."""
+"""How many rounds the loop may turn while no time passes, unless given."""
 
 
 class DeadlockError(RuntimeError):
-    """Nothing is ready, no timer runs, and nobody outside could wake the loop."""
+    """Nothing is ready, and no timer runs or a thread works on and on: nobody wakes the loop."""
 
 
 class LivelockError(RuntimeError):
     """The loop turns and turns, and no time passes."""
-
-
-class _Ready(deque[asyncio.Handle]):
-    """The handles that are ready, counted as the loop takes them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turns = 0
-        self.at_turn: dict[int, list[asyncio.Handle]] = {}
-
-    def popleft(self) -> asyncio.Handle:
-        """Give the next handle, when what was to be called before it has been."""
-        for handle in self.at_turn.pop(self.turns + 1, ()):
-            handle._run()  # noqa: SLF001 - as the loop runs all others
-        self.turns += 1
-        return super().popleft()
-
-    def drain(self) -> list[asyncio.Handle]:
-        """Take out all there are, which is no turn."""
-        # One by one: another thread may put something in meanwhile.
-        return [super(_Ready, self).popleft() for _ in range(len(self))]
-
-
-class SteppedLoop(asyncio.SelectorEventLoop):
-    """An event loop that counts its rounds and turns, and shuffles what is ready; see the module.
-
-    A turn is one handle that the loop takes out of those that are ready: it is run or, where it
-    was cancelled meanwhile, dropped.
-
-    Parameters:
-        seed: decides the order of what is ready in a round; None keeps the order of asyncio.
-        delay: the share of handles that are put off to the next round, 0 to less than 1.
-    """
-
-    rounds: int
-    """How many rounds the loop has turned."""
-
-    # Those of asyncio, which its types do not tell of.
-    _clock_resolution: float
-    _scheduled: list[asyncio.TimerHandle]
-    _timer_cancelled_count: int
-
-    def __init__(
-        self,
-        seed: object = None,
-        delay: float = 0.0,
-        *,
-        selector: selectors.BaseSelector | None = None,
-    ) -> None:
-        self._random = None if seed is None else Random(repr(seed))  # noqa: S311 - no secret
-        self._put_off: list[asyncio.Handle] = []
-        self._at_round: dict[int, list[Callable[[], object]]] = {}
-        self.rounds = 0
-        super().__init__(selector)
-        self._ready = _Ready()
-        try:
-            self._delay = _checked_delay(delay)
-        except ArgumentError:
-            self.close()  # or it would complain when it is collected
-            raise
-
-    @property
-    def turns(self) -> int:
-        """How many turns there have been, the one that is under way included."""
-        return self._ready.turns
-
-    def call_at_round(self, number: int, callback: Callable[[], object]) -> None:
-        """Call something in the given round, among all that is ready there.
-
-        Raises `ArgumentError` for a round that has been.
-        """
-        if index(number) < self.rounds:
-            raise _past("round", number, self.rounds)
-        self._at_round.setdefault(number, []).append(callback)
-
-    def call_at_turn(self, number: int, callback: Callable[[], object]) -> None:
-        """Call something right before the given turn, which is between any two handles.
-
-        The first turn of the loop's life has the number 1. The call is no turn itself, and what it
-        raises goes where the failures of handles go. Raises `ArgumentError` for a turn that has
-        been.
-        """
-        if index(number) <= self.turns:
-            raise _past("turn", number, self.turns + 1)
-        handle = asyncio.Handle(callback, (), self)
-        self._ready.at_turn.setdefault(number, []).append(handle)
-
-    def _run_once(self) -> None:
-        self._ready.extend(self._put_off)
-        self._put_off.clear()
-        super()._run_once()  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
-
-    def _process_events(self, event_list: list[Any]) -> None:
-        """Gather what this round has to do, and shuffle it; called once in each round."""
-        super()._process_events(event_list)  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
-        for callback in self._at_round.pop(self.rounds, ()):
-            self.call_soon(callback)
-        # Those that asyncio itself would take next: here, so that they are shuffled too.
-        timers: list[asyncio.TimerHandle] = []
-        end = self.time() + self._clock_resolution
-        while self._scheduled and self._scheduled[0].when() < end:
-            timers.append(self._pop_timer())
-        self._ready.extend(timers)
-        self.rounds += 1
-        if self._random is not None:
-            self._shuffle(self._random)
-
-    def _pop_timer(self) -> asyncio.TimerHandle:
-        handle = heapq.heappop(self._scheduled)
-        if handle.cancelled():
-            self._timer_cancelled_count -= 1
-        handle._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001 - as asyncio does
-        return handle
-
-    def _shuffle(self, random: Random) -> None:
-        handles = self._ready.drain()
-        random.shuffle(handles)
-        if self._delay:
-            # By place: a signal that came twice has one and the same handle here twice.
-            late = sum(random.random() < self._delay for _ in handles[1:])
-            self._put_off, handles = handles[:late], handles[late:]
-        self._ready.extend(handles)
 
 
 class _Selector(selectors.DefaultSelector):
@@ -223,29 +110,71 @@ class VirtualLoop(SteppedLoop):
 
     Parameters:
         seed: decides the order of what is ready in a round; None keeps the order of asyncio.
-        delay: the share of handles that are put off to the next round, 0 to less than 1.
+        delay: the share of handles that are put off to the next round, 0 to less than 1; needs a
+            seed.
+        max_rounds: how many rounds it may turn while no time passes and nothing comes from
+            outside, 1 or more.
     """
 
-    def __init__(self, seed: object = None, delay: float = 0.0) -> None:
+    def __init__(
+        self, seed: object = None, delay: float = 0.0, *, max_rounds: int = MAX_ROUNDS
+    ) -> None:
         self._now = START_S
         self._idle_rounds = 0
         self._threads = set(threading.enumerate())
+        # Those of executors, which hold what is not done.
+        self._jobs: WeakKeyDictionary[asyncio.Future[Any], str] = WeakKeyDictionary()
         self._outside = _Selector(self._nothing_is_ready)
         super().__init__(seed, delay, selector=self._outside)
+        try:
+            self._max_rounds = _checked_rounds(max_rounds)
+        except ArgumentError:
+            self.close()  # or it would complain when it is collected
+            raise
 
     def time(self) -> float:
         """Give the virtual time, in seconds."""
         return self._now
 
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """Call a function in an executor, while the clock stands still."""
+        future = super().run_in_executor(executor, func, *args)
+        self._jobs[future] = _name_of(func)
+        return future
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """Wait for the threads of the default executor, while the clock stands still."""
+        ended: asyncio.Future[Any] = self.create_future()
+        self._jobs[ended] = "the end of the default executor"
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            ended.cancel()
+
     def _process_events(self, event_list: list[Any]) -> None:
         super()._process_events(event_list)
-        self._idle_rounds += 1
-        if self._idle_rounds > MAX_ROUNDS:
-            self._idle_rounds = 0  # or those who clean up would never get a turn
-            raise LivelockError(f"{MAX_ROUNDS} rounds at {self._now:g} s;\n{self._tasks()}")
+        self._idle_rounds = 0 if event_list else self._idle_rounds + 1
+        if self._idle_rounds > self._max_rounds:
+            self._idle_rounds = -MAX_ROUNDS  # or those who clean up would never get a turn
+            raise LivelockError(
+                f"{self._max_rounds} rounds at {self._now:g} s, and nothing came from outside; "
+                f"expected time to pass; give max_rounds where it takes more;\n{self._tasks()}"
+            )
 
     def _nothing_is_ready(self) -> list[Any]:
         """Wait for what may come from outside, then let the time pass to the next timer."""
+        at_work = self._at_work()
+        if at_work:
+            events = self._outside.wait(THREAD_S)
+            if events:
+                return events
+            raise DeadlockError(
+                f"nothing has come in {THREAD_S:g} s from {', '.join(at_work)}, for which the "
+                f"clock stands still at {self._now:g} s; have it end by itself, or be cancelled;\n"
+                f"{self._tasks()}"
+            )
         seconds = OUTSIDE_S if self._scheduled else DEADLOCK_S
         # A thread may have woken the loop, and ended, since the loop has looked.
         events = self._outside.wait(seconds if self._can_be_woken() else 0)
@@ -258,6 +187,15 @@ class VirtualLoop(SteppedLoop):
         self._now = max(self._now, self._scheduled[0].when())
         self._idle_rounds = 0
         return []
+
+    def _at_work(self) -> list[str]:
+        """Name what threads are known to be at work at for the loop, and are waited for."""
+        # Looked at here rather than when they end: that would be a turn more.
+        jobs = [name for job, name in self._jobs.items() if not job.done()]
+        waits = threads_at_work(self)
+        if not waits or jobs:
+            return jobs
+        return [f"the threads of {waits} wait{'s' if waits > 1 else ''} of aloop"]
 
     def _can_be_woken(self) -> bool:
         own = 1  # the pipe by which threads and signals wake the loop
@@ -273,14 +211,42 @@ class VirtualLoop(SteppedLoop):
         return "pending: " + ("\n".join(where) or "no task at all")
 
 
-def run_virtual(coroutine: Coroutine[Any, Any, T], *, seed: object = None, delay: float = 0.0) -> T:
-    """Run a coroutine as `asyncio.run` does, in a new `VirtualLoop`."""
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed, delay)) as runner:
+def _name_of(func: Callable[..., Any]) -> str:
+    if isinstance(func, partial):
+        # Of `asyncio.to_thread`, which calls in a context.
+        in_context = isinstance(getattr(func.func, "__self__", None), Context) and func.args
+        return _name_of(func.args[0] if in_context else func.func)
+    return getattr(func, "__qualname__", None) or repr(func)
+
+
+def run_virtual(
+    coroutine: Coroutine[Any, Any, T],
+    *,
+    seed: object = None,
+    delay: float = 0.0,
+    max_rounds: int = MAX_ROUNDS,
+) -> T:
+    """Run a coroutine as `asyncio.run` does, in a new `VirtualLoop` with these parameters."""
+    try:
+        checked_delay(delay, seed)
+        _checked_rounds(max_rounds)
+    except ArgumentError:
+        if iscoroutine(coroutine):
+            coroutine.close()  # or Python warns that it was never awaited, on top of this error
+        raise
+    with asyncio.Runner(
+        loop_factory=lambda: VirtualLoop(seed, delay, max_rounds=max_rounds)
+    ) as runner:
         return runner.run(coroutine)
 
 
 def in_virtual_time(
-    *, seeds: Iterable[object] | None = None, delay: float = 0.0
+    _function: None = None,
+    /,
+    *,
+    seeds: Iterable[object] | None = None,
+    delay: float = 0.0,
+    max_rounds: int = MAX_ROUNDS,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, object]]], Callable[P, None]]:
     """Make a sync test of an async one, which runs in a `VirtualLoop`, once for each seed.
 
@@ -291,20 +257,20 @@ def in_virtual_time(
         seeds: of the runs; without, one run that keeps the order of asyncio.
         delay: the share of handles that are put off to the next round, 0 to less than 1; needs
             seeds.
+        max_rounds: how many rounds a run may turn while no time passes and nothing comes from
+            outside, 1 or more.
 
     Raises `ArgumentError` for seeds that are none, and for what is no coroutine function.
     """
-    each = (None,) if seeds is None else tuple(seeds)
-    if not each:
+    if _function is not None:
         raise ArgumentError(
-            f"seeds is {seeds!r}, which has none; expected one or more, or the test would run "
-            "nothing; leave it out for one run in the order of asyncio"
+            f"in_virtual_time was given {_function!r:.80}; expected arguments by name; write "
+            "@in_virtual_time(), with parentheses"
         )
-    if _checked_delay(delay) and seeds is None:
-        raise ArgumentError(
-            f"delay is {delay!r} without seeds; expected some, which say what is put off; give "
-            "seeds=range(10)"
-        )
+    each = _checked_seeds(seeds)
+    for seed in each:
+        checked_delay(delay, seed)
+    _checked_rounds(max_rounds)
 
     def decorate(function: Callable[P, Coroutine[Any, Any, object]]) -> Callable[P, None]:
         if not iscoroutinefunction(function):
@@ -317,7 +283,9 @@ def in_virtual_time(
         def run_each(*args: P.args, **kwargs: P.kwargs) -> None:
             for seed in each:
                 try:
-                    run_virtual(function(*args, **kwargs), seed=seed, delay=delay)
+                    run_virtual(
+                        function(*args, **kwargs), seed=seed, delay=delay, max_rounds=max_rounds
+                    )
                 except BaseException as error:
                     error.add_note(f"in virtual time, with the seed {seed!r}, delay={delay:g}")
                     raise
@@ -327,17 +295,26 @@ def in_virtual_time(
     return decorate
 
 
-def _checked_delay(delay: object) -> float:
-    share = seconds_of(delay)  # a number from 0 on
-    if share is None or share >= 1:
+def _checked_seeds(seeds: object) -> tuple[object, ...]:
+    if seeds is None:
+        return (None,)
+    if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes, Mapping)):
         raise ArgumentError(
-            f"delay is {delay!r}; expected a share of the handles, 0 to less than 1; leave it out "
-            "to put off none"
+            f"seeds is {seeds!r:.80}; expected several, in a list; write seeds=range(10)"
         )
-    return share
+    each = tuple(cast("Iterable[object]", seeds))
+    if not each:
+        raise ArgumentError(
+            f"seeds is {seeds!r}, which has none; expected one or more, or the test would run "
+            "nothing; leave it out for one run in the order of asyncio"
+        )
+    return each
 
 
-def _past(what: str, number: int, first: int) -> ArgumentError:
-    return ArgumentError(
-        f"{what} {number} has been; expected {first} or a later one; count from the loop's {what}s"
-    )
+def _checked_rounds(rounds: object) -> int:
+    if not isinstance(rounds, int) or rounds is True or rounds < 1:
+        raise ArgumentError(
+            f"max_rounds is {rounds!r:.80}; expected a whole number, 1 or more; leave it out for "
+            f"{MAX_ROUNDS}"
+        )
+    return rounds

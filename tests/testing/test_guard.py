@@ -211,6 +211,55 @@ def test_who_has_wrapped_handles_too_is_left_alone(monkeypatch, is_suite_guarded
     assert asyncio.Handle._run is wrapped
 
 
+# ------------------------------------------------------------------ as a decorator
+
+
+async def test_a_coroutine_function_is_guarded_from_its_first_step_to_its_last() -> None:
+    kept: list[asyncio.Task[None]] = []
+
+    @guarded(block_s=0.05)
+    async def main(seconds: float, *, leaves: bool) -> str:
+        time.sleep(seconds)
+        if leaves:
+            kept.append(asyncio.create_task(wait_for_ever(), name="left"))
+        await asyncio.sleep(0)
+        time.sleep(seconds)
+        return "done"
+
+    assert await main(0, leaves=False) == "done"
+    with pytest.raises(LeftBehindError) as info:
+        await main(0.15, leaves=True)
+    first, second, task = texts_of(info.value)
+    assert first.startswith("the event loop was blocked for ")
+    assert second.startswith("the event loop was blocked for ")
+    assert task.startswith("the task 'left' is not done")
+    kept[0].cancel()
+    await asyncio.wait(kept)
+
+
+async def test_what_a_guarded_coroutine_function_raises_goes_up_with_a_note() -> None:
+    @guarded(block_s=0.05)
+    async def fails() -> None:
+        time.sleep(0.15)
+        raise KeyError
+
+    with pytest.raises(KeyError) as info:
+        await fails()
+    assert info.value.__notes__[0].startswith("the guard: the event loop was blocked for ")
+
+
+def test_generator_functions_are_refused() -> None:
+    def generates():
+        yield
+
+    async def generates_too():
+        yield
+
+    for function in (generates, generates_too):
+        with pytest.raises(ArgumentError, match="a generator function; expected"):
+            guarded()(function)
+
+
 # ------------------------------------------------------------------ tasks
 
 
@@ -233,8 +282,10 @@ def test_a_task_that_is_left_is_named_with_where_it_is(loop) -> None:
 
 
 def test_a_task_that_had_not_begun_is_left_too(loop) -> None:
+    kept: list[asyncio.Task[None]] = []  # or it would be collected
+
     def body() -> None:
-        loop.create_task(wait_for_ever(), name="before")
+        kept.append(loop.create_task(wait_for_ever(), name="before"))
         loop.run_until_complete(asyncio.sleep(0))
 
     (text,) = found_by(guarded(), body)
@@ -354,6 +405,22 @@ def test_the_threads_of_an_event_loop_end_with_it(last) -> None:
     assert "ThreadPoolExecutor" in text
 
 
+def test_the_thread_that_tqdm_keeps_is_not_left(last) -> None:
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, name="tqdm_monitor")
+    last.callback(lambda: (release.set(), thread.join()))
+    with guarded(patience_s=0):
+        thread.start()
+
+
+def test_the_threads_of_a_loop_of_uvloop_end_with_it() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    loop = uvloop.new_event_loop()
+    with guarded(patience_s=0, files=False):
+        loop.run_until_complete(asyncio.to_thread(int))
+    loop.close()
+
+
 def test_anyios_threads_end_with_their_task() -> None:
     with guarded():
         anyio.run(anyio.to_thread.run_sync, int)
@@ -409,8 +476,18 @@ class TestFiles:
             last.callback(loop.close)
             loop.run_until_complete(asyncio.sleep(0))
 
-        found = found_by(guarded(), body)
-        assert any("eventpoll" in text for text in found)
+        (text,) = found_by(guarded(), body)
+        assert text.startswith("the event loop <_UnixSelectorEventLoop running=False closed=False")
+        assert text.endswith("is open; close it")
+
+    def test_a_file_beside_an_open_event_loop_is_named_too(self, last, tmp_path) -> None:
+        def body() -> None:
+            last.callback(asyncio.new_event_loop().close)
+            last.enter_context((tmp_path / "left").open("w"))
+
+        loop, file = found_by(guarded(), body)
+        assert loop.startswith("the event loop ")
+        assert file.endswith("left; close it")
 
     def test_what_multiprocessing_keeps_for_its_life_is_not_left(self) -> None:
         code = (
@@ -667,18 +744,26 @@ def test_a_patience_without_end_is_refused(patience_s) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("flag", ["no", 0, 1, None])
+def test_a_flag_that_is_none_is_refused(name, flag) -> None:
+    message = rf"{name} is {flag!r}; expected True or False"
+    with pytest.raises(ArgumentError, match=message), guarded(**{name: flag}):
+        pass
+
+
 async def test_a_batch_that_a_run_left_may_be_waited_for() -> None:
-    never = asyncio.Event()
+    asked, never = asyncio.Event(), asyncio.Event()
 
     async def quiet() -> AsyncIterator[int]:
         yield 1
+        asked.set()
         await never.wait()
 
     with guarded():
         loop = MainLoop(lambda batch: None, quiet, signals="off")
         run = asyncio.create_task(loop.run())
-        while loop.log.status["iterations_done"] < 1:
-            await asyncio.sleep(0)
+        await asked.wait()
         loop.request_finish("batch")
         await run
         assert STREAM_TASK in {task.get_name() for task in asyncio.all_tasks()}

@@ -272,6 +272,131 @@ def test_bad_argument(): pass
     )
 
 
+def test_a_fixture_may_put_a_signal_handler_back(run) -> None:
+    result = run(
+        """
+@pytest.fixture
+def handler():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+def test_fixture_with_a_handler(handler, aloop_guard): pass
+
+@pytest.fixture(scope="module")
+def endures():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+def test_handler_of_a_module(endures, aloop_guard): pass
+def test_handler_that_is_left(endures, aloop_guard): signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def test_last_one_of_the_module(endures, aloop_guard): pass
+""",
+        passed=4,
+        errors=1,
+    )
+    result.stdout.fnmatch_lines(["*the handler of SIGTERM is <Handlers.SIG_IGN: 1>; expected *"])
+
+
+def test_other_plugins_find_what_fixtures_gave_when_they_report(pytester, run) -> None:
+    pytester.makeconftest(
+        """
+import pytest
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    assert item.funcargs["page"] == 1
+    return report
+"""
+    )
+    code = """
+@pytest.fixture
+def page(): return 1
+
+@pytest.mark.aloop_guard(patience_s=0.1)
+def test_leaves_a_thread(page):
+    threading.Thread(target=release.wait).start()
+
+def test_ends_it(page):
+    release.set()
+"""
+    run(code, passed=2, errors=1)
+
+
+def test_what_goes_with_what_a_fixture_gave_is_not_left(run) -> None:
+    code = """
+import os
+
+class Holder:
+    def __init__(self):
+        self.me = self
+        self.ends = os.pipe()
+    def __del__(self):
+        for end in self.ends:
+            os.close(end)
+
+@pytest.fixture
+def holder(): return Holder()
+
+def test_it(holder, aloop_guard): pass
+"""
+    run(code, passed=1)
+
+
+def test_what_unittest_tells_is_the_whole_outcome(run) -> None:
+    result = run(
+        """
+import unittest
+
+class TestOld(unittest.TestCase):
+    def setUp(self): kept.append(open(__file__))
+    def test_skips(self): self.skipTest("why")
+    def test_fails(self): assert 1 == 2
+    @unittest.expectedFailure
+    def test_is_expected_to_fail(self): assert 1 == 2
+    def test_passes(self): pass
+
+class TestNew(unittest.IsolatedAsyncioTestCase):
+    async def test_fails_and_blocks(self):
+        time.sleep(0.4)
+        assert 1 == 2
+""",
+        ini="aloop_guard = true",
+        skipped=1,
+        failed=2,
+        xfailed=1,
+        passed=1,
+        errors=1,  # of the one that passes
+    )
+    result.stdout.fnmatch_lines(["*the guard: the event loop was blocked for 0.4*"])
+
+
+def test_what_hypothesis_plays_under_anyio_is_guarded(run) -> None:
+    pytest.importorskip("hypothesis")
+    result = run(
+        f"""
+from hypothesis import given, settings, strategies
+{ANYIO}
+@pytest.mark.anyio
+@settings(max_examples=1, deadline=None, database=None)
+@given(strategies.just(1))
+@pytest.mark.parametrize("times", [1, 2])
+async def test_leaves_a_task(times, number):
+    kept.append(asyncio.create_task(asyncio.sleep(100), name="left"))
+    await asyncio.sleep(0)
+""",
+        ini="aloop_guard = true",
+        failed=2,
+    )
+    result.stdout.fnmatch_lines(["*the guard: the task 'left' is not done*"])
+
+
+def test_a_flag_that_is_none_fails_the_test(run) -> None:
+    result = run("@pytest.mark.aloop_guard(files=0)\ndef test_it(): pass", failed=1)
+    result.stdout.fnmatch_lines(["*files is 0; expected True or False*"])
+
+
 def test_the_recorder_is_a_fixture(run) -> None:
     run(
         """

@@ -85,7 +85,7 @@ class TestAlgorithm:
         second = ScriptedAlgorithm(script)
         second.load_state_dict(first.state_dict())
         assert await play(second, [2, 3]) == script[2:]
-        assert second.state_dict() == {"acts_begun": 4}
+        assert second.state_dict() == {"acts_begun": 4, "acts": 4}
         assert repr(second) == "<ScriptedAlgorithm: 4 of 4 acts>"
 
     @pytest.mark.parametrize(
@@ -95,6 +95,8 @@ class TestAlgorithm:
             ({"cost": 1}, r"the script is \{'cost': 1\}; expected acts"),
             ("abc", "the script is 'abc'; expected acts"),
             ([{}, 3], "act 1 of the script is 3 of type int; expected a mapping of quantities"),
+            ([StopIteration], "act 0 of the script is .*; expected .*no StopIteration"),
+            ([StopAsyncIteration()], "act 0 of the script is StopAsyncIteration"),
             ([Gate], "act 0 of the script is <class .*Gate'> of type type"),
         ],
     )
@@ -106,10 +108,21 @@ class TestAlgorithm:
         with pytest.raises(ArgumentError, match="repeat_last is True, but the script is empty"):
             ScriptedAlgorithm([], repeat_last=True)
 
-    @pytest.mark.parametrize("state", [{}, {"acts_begun": -1}, {"acts_begun": True}])
+    @pytest.mark.parametrize(
+        "state", [None, 3, {}, {"acts_begun": 1}, {"acts_begun": -1, "acts": 1}]
+    )
     def test_a_state_that_is_none_is_refused(self, state) -> None:
-        with pytest.raises(ArgumentError, match=r"acts_begun .*; expected a whole number"):
+        with pytest.raises(ArgumentError, match=r"state is .*; expected a mapping with acts_begun"):
             ScriptedAlgorithm([]).load_state_dict(state)
+
+    async def test_a_state_past_the_end_of_the_script_is_one_of_the_same_script(self) -> None:
+        first = ScriptedAlgorithm([{}, {}])
+        await play(first, [1, 2, 3])
+        again = ScriptedAlgorithm([{}, {}])
+        again.load_state_dict(first.state_dict())
+        assert again.acts_begun == 3
+        with pytest.raises(ArgumentError, match=r"has 3 acts begun of 2; expected a place in"):
+            ScriptedAlgorithm([{}]).load_state_dict(first.state_dict())
 
 
 @pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan"), "1", True, None])
@@ -235,6 +248,10 @@ class TestStream:
             (3, "epochs is 3 of type int; expected epochs, in a list"),
             ([1, 2], "epoch 0 is 1 of type int; expected batches, in a list"),
             ([[1], "ab"], "epoch 1 is 'ab' of type str; expected batches"),
+            ([[1], [Gate]], "place 0 of epoch 1 is .*Gate.*; write Gate.…., with parentheses"),
+            ([[1, Wait]], "place 1 of epoch 0 is .*Wait.*; write Wait.…., with parentheses"),
+            ([[StopIteration()]], "place 0 of epoch 0 is StopIteration.*; expected another"),
+            ([[StopAsyncIteration]], "place 0 of epoch 0 is .*; end the list where"),
             ([{"x": 1}], "epoch 0 is .* of type dict; expected batches"),
         ],
     )

@@ -1,10 +1,16 @@
 import asyncio
 import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 
 import pytest
 
+from aloop import FinishAfter, MainLoop, SQLiteLog
 from aloop.errors import ArgumentError
+from aloop.faults import watched_points
+from aloop.testing import virtual_loop
 from aloop.testing.virtual_loop import (
     START_S,
     DeadlockError,
@@ -53,8 +59,46 @@ def test_turns_without_end_and_without_time_are_an_error() -> None:
         while True:
             await asyncio.sleep(0)
 
-    with pytest.raises(LivelockError, match=r"rounds at 1000 s;\npending: 'Task-"):
+    with pytest.raises(LivelockError, match=r"^20000 rounds at 1000 s, (.|\n)*\npending: 'Task-"):
         run_virtual(spin(), seed=1)
+
+
+@pytest.mark.parametrize("in_test", [True, False])
+def test_more_rounds_can_be_allowed(in_test) -> None:
+    async def turns() -> None:
+        for _ in range(8):
+            await asyncio.sleep(0)
+
+    def run(max_rounds: int) -> None:
+        if in_test:
+            in_virtual_time(max_rounds=max_rounds)(turns)()
+        else:
+            run_virtual(turns(), max_rounds=max_rounds)
+
+    run(20)
+    with pytest.raises(LivelockError, match=r"^5 rounds at 1000 s"):
+        run(5)
+
+
+def test_what_comes_from_outside_is_progress() -> None:
+    async def main() -> None:
+        for _ in range(10):
+            await asyncio.to_thread(int)
+
+    run_virtual(main(), max_rounds=10)
+
+
+@pytest.mark.parametrize("max_rounds", [0, -1, 1.5, True, None])
+def test_a_number_of_rounds_that_is_none_is_refused(max_rounds) -> None:
+    async def main() -> None: ...
+
+    for make in (
+        lambda: VirtualLoop(max_rounds=max_rounds),
+        lambda: run_virtual(main(), max_rounds=max_rounds),
+        lambda: in_virtual_time(max_rounds=max_rounds),
+    ):
+        with pytest.raises(ArgumentError, match=r"max_rounds is .*; expected a whole number"):
+            make()
 
 
 def order_of_ten_tasks(seed: int | None, delay: float, loop=VirtualLoop) -> list[int]:
@@ -87,6 +131,98 @@ def test_a_thread_wakes_the_loop_in_real_time() -> None:
     assert run_virtual(main(), seed=1) == "from the thread"
 
 
+@pytest.fixture
+def work():
+    """Give a function that takes longer than a thread has that is not known."""
+    return lambda: time.sleep(5 * virtual_loop.OUTSIDE_S)
+
+
+async def test_work_of_a_thread_never_loses_to_a_timer(work) -> None:
+    async def main(executor) -> float:
+        running = asyncio.get_running_loop()
+        async with asyncio.timeout(1e-3):
+            if executor is None:
+                await asyncio.to_thread(work)
+            else:
+                await running.run_in_executor(executor, work)
+        return running.time()
+
+    def in_thread(executor) -> None:
+        assert run_virtual(main(executor), seed=1) == START_S
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # its thread is one from before
+        await asyncio.to_thread(in_thread, pool)
+    await asyncio.to_thread(in_thread, None)
+
+
+def test_work_that_nobody_waits_for_any_more_does_not_hold_the_clock() -> None:
+    release = threading.Event()
+
+    async def main() -> None:
+        running = asyncio.get_running_loop()
+        job = running.run_in_executor(None, release.wait)
+        job.cancel()
+        await asyncio.sleep(3_600)
+        assert running.time() == START_S + 3_600
+        release.set()
+
+    run_virtual(main())
+
+
+def test_the_end_of_the_threads_of_the_default_executor_is_waited_for(monkeypatch, work) -> None:
+    monkeypatch.setattr(virtual_loop, "DEADLOCK_S", 0.0)
+    monkeypatch.setattr(virtual_loop, "OUTSIDE_S", 0.0)
+    ended: list[float] = []
+
+    async def main() -> None:
+        job = asyncio.get_running_loop().run_in_executor(None, lambda: ended.append(work()))
+        job.cancel()
+
+    run_virtual(main())
+    assert ended == [None]
+
+
+def test_work_that_never_ends_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(virtual_loop, "THREAD_S", 0.05)
+    release = threading.Event()
+
+    async def main() -> None:
+        job = asyncio.create_task(asyncio.to_thread(release.wait), name="the one that waits")
+        try:
+            await asyncio.wait([job], timeout=3_600)
+        finally:
+            release.set()
+
+    with pytest.raises(DeadlockError) as info:
+        run_virtual(main())
+    assert str(info.value).startswith("nothing has come in 0.05 s from Event.wait, for ")
+    assert "'the one that waits' in " in str(info.value)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_busy_disk_is_waited_for_in_virtual_time(tmp_path, seed, work) -> None:
+    """aloop's own threads are none of an executor's."""
+
+    def slow(name: str) -> None:
+        if name == "log.begun":
+            work()
+
+    log = SQLiteLog(tmp_path / "log.sqlite")
+
+    async def step(batch: int) -> None:
+        log.current_row["seen"] = batch
+        async with asyncio.timeout(1e-3):
+            await log.flush()
+
+    async def main() -> None:
+        finish = FinishAfter(after_n_epochs=1)
+        await MainLoop(step, [1, 2], log=log, extensions=[finish]).run()
+
+    with watched_points(slow):
+        run_virtual(main(), seed=seed)
+
+
 def test_two_signals_of_a_kind_are_two_though_one_of_them_is_late() -> None:
     async def main() -> int:
         heard: list[int] = []
@@ -116,6 +252,15 @@ def test_the_clock_of_a_stepped_loop_is_the_real_one() -> None:
 def test_a_delay_that_is_no_share_is_refused(delay) -> None:
     with pytest.raises(ArgumentError, match="expected a share of the handles"):
         VirtualLoop(1, delay)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_delay_needs_a_seed(loop) -> None:
+    async def main() -> None: ...
+
+    for make in (lambda: loop(None, 0.5), lambda: run_virtual(main(), delay=0.5)):
+        with pytest.raises(ArgumentError, match=r"delay is 0.5 without a seed; expected one"):
+            make()
 
 
 class Steps:
@@ -172,7 +317,7 @@ def test_a_turn_in_a_later_round_is_counted_from_the_beginning(steps: Steps) -> 
     assert steps.loop.rounds == 2
 
 
-def test_what_fails_between_two_handles_is_told_as_for_any_other(steps: Steps) -> None:
+def test_what_fails_between_two_handles_goes_up(steps: Steps) -> None:
     error = RuntimeError("between")
 
     def fail() -> None:
@@ -180,7 +325,38 @@ def test_what_fails_between_two_handles_is_told_as_for_any_other(steps: Steps) -
 
     steps.loop.call_at_turn(2, fail)
     steps.add(1, 2)
-    assert steps.run() == [1, error, 2]
+    steps.loop.call_soon(steps.loop.stop)
+    with pytest.raises(RuntimeError) as info:
+        steps.loop.run_forever()
+    assert info.value is error
+    assert steps.done == [1]
+    steps.loop.run_forever()
+    steps.loop.close()
+    assert steps.done == [1, 2]
+
+
+def test_what_is_asked_for_right_before_a_turn_comes_before_it_still(steps: Steps) -> None:
+    def ask() -> None:
+        steps.loop.call_at_turn(2, lambda: steps.done.append("between"))
+
+    steps.loop.call_at_turn(2, ask)
+    steps.add(1, 2)
+    assert steps.run() == [1, "between", 2]
+
+
+@pytest.mark.parametrize("number", [5.0, "a", None, True])
+def test_what_is_no_turn_is_refused(steps: Steps, number) -> None:
+    for call in (steps.loop.call_at_turn, steps.loop.call_at_round):
+        with pytest.raises(ArgumentError, match=r" is .*; expected a whole number"):
+            call(number, print)
+    steps.run()
+
+
+def test_what_cannot_be_called_is_refused(steps: Steps) -> None:
+    for call in (steps.loop.call_at_turn, steps.loop.call_at_round):
+        with pytest.raises(ArgumentError, match="the callback is None; expected a function"):
+            call(10, None)
+    steps.run()
 
 
 def test_a_task_is_cancelled_before_each_of_its_turns() -> None:
@@ -304,7 +480,10 @@ def test_its_signature_is_that_of_the_test() -> None:
     ("arguments", "message"),
     [
         ({"seeds": []}, "which has none"),
-        ({"delay": 0.5}, "without seeds"),
+        ({"delay": 0.5}, "without a seed"),
+        ({"seeds": [1, None], "delay": 0.5}, "without a seed"),
+        ({"seeds": 5}, "seeds is 5; expected several, in a list"),
+        ({"seeds": "abc"}, "seeds is 'abc'; expected several"),
         ({"seeds": range(2), "delay": 1}, "expected a share"),
     ],
 )
@@ -316,3 +495,10 @@ def test_virtual_time_that_makes_no_sense_is_refused(arguments, message) -> None
 def test_what_is_no_coroutine_function_is_refused() -> None:
     with pytest.raises(ArgumentError, match="expected a coroutine function"):
         in_virtual_time()(lambda: None)
+
+
+def test_the_parentheses_may_not_be_left_out() -> None:
+    async def test() -> None: ...
+
+    with pytest.raises(ArgumentError, match=r"in_virtual_time was given .*, with parentheses"):
+        in_virtual_time(test)

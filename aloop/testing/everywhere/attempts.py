@@ -1,14 +1,12 @@
 """Runs of a training in this process, with all that is looked at while they run and after them."""
 
 import asyncio
-import gc
-import logging
 import shutil
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -17,23 +15,23 @@ from typing import Any, Final, Self, TypeAlias, cast
 
 from aloop.callbacks import CallbackName
 from aloop.checkpoints import CheckpointDirectory
-from aloop.errors import AloopError, ArgumentError, brief
+from aloop.errors import AloopError, brief
 from aloop.extensions import Checkpoint
 from aloop.faults import watched_points
 from aloop.log import SQLiteLog, read_log
 from aloop.main_loop import MainLoop
+from aloop.signals import SIGNALS
 from aloop.testing.everywhere.places import Place
+from aloop.testing.everywhere.surroundings import forget_frames, handlers_kept, messages_kept
 from aloop.testing.guard import LeftBehindError, guarded
 from aloop.testing.outcomes import MakeLoop, Outcome, differences, is_same, loop_of, outcome_of
 from aloop.testing.reports import beginning
 
-__all__ = ["Attempt", "Frames", "Trainings", "alone", "refuse_in_a_loop", "told"]
+__all__ = ["Attempt", "Frames", "Trainings", "told"]
 
 Frames: TypeAlias = tuple[tuple[CodeType, int], ...]
 """Where a task waits: its coroutines from the outermost to the innermost, each with the line."""
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-_MAX_MESSAGES: Final = 5
 
 _CANCELLED_S: Final = 0.1
 """How long a task that is left has to end when it is cancelled."""
@@ -138,8 +136,8 @@ class Attempt:
         try:
             with (
                 guarded(block_s=None, signals=False),
-                _handlers_kept(),
-                _messages(self.wrong),
+                handlers_kept(),
+                messages_kept(self.wrong),
                 redirect_stdout(StringIO()),
                 redirect_stderr(StringIO()),
                 watched_points(self._pass),
@@ -148,7 +146,7 @@ class Attempt:
                 runner.run(self._main())
                 runner.run(self._end_left())
                 self._events = self._loop = self._run = None
-                _forget_frames(self.error)  # for what is in them would be held open
+                forget_frames(self.error)  # for what is in them would be held open
         except LeftBehindError as error:
             self.wrong.append(str(error))
         return self
@@ -164,7 +162,7 @@ class Attempt:
             self.error = error
             return
         self._events = events
-        before = [signal.getsignal(number) for number in _SIGNALS]
+        before = [signal.getsignal(number) for number in SIGNALS]
         run = self._run = asyncio.create_task(loop.run(), name="run()")
         await asyncio.wait([run], timeout=self.timeout_s)
         self._run = None
@@ -175,7 +173,7 @@ class Attempt:
             return
         await asyncio.sleep(0)
         self.error = asyncio.CancelledError() if run.cancelled() else run.exception()
-        if [signal.getsignal(number) for number in _SIGNALS] != before:
+        if [signal.getsignal(number) for number in SIGNALS] != before:
             self.wrong.append("the signal handlers from before are not back")
         main = asyncio.current_task()
         self.wrong += [
@@ -269,78 +267,6 @@ class Attempt:
             )
 
 
-@contextmanager
-def _handlers_kept() -> Generator[None]:
-    """Put back the signal handlers, where the program that is run sets some of its own."""
-    before = [(number, signal.getsignal(number)) for number in _SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            if signal.getsignal(number) != handler and handler is not None:
-                with suppress(ValueError):  # in another thread, which cannot have changed it
-                    signal.signal(number, handler)
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Let an error, and what led to it, be without the frames that it came through."""
-    left: list[BaseException | None] = [error]
-    while left:
-        error = left.pop()
-        if error is not None and error.__traceback__ is not None:
-            error.__traceback__ = None
-            left += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
-
-
-_in_use: Final = threading.Lock()
-
-
-@contextmanager
-def alone() -> Generator[None]:
-    """Have to oneself what attempts change in the whole process; `ArgumentError` if another has.
-
-    What there is already is left out when garbage is looked for, which each attempt has done.
-    """
-    if not _in_use.acquire(blocking=False):
-        raise ArgumentError(
-            "a training is being broken in this process already; expected one at a time; wait for "
-            "the other, or use another process"
-        )
-    try:
-        gc.collect()
-        gc.freeze()
-        yield
-    finally:
-        gc.unfreeze()
-        _in_use.release()
-
-
-class _Messages(logging.Handler):
-    """Keeps the warnings of aloop."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-
-@contextmanager
-def _messages(wrong: list[str]) -> Generator[None]:
-    """Keep messages from the terminal; add the last of them to what is wrong, if anything is."""
-    logger, messages = logging.getLogger("aloop"), _Messages()
-    propagates, logger.propagate = logger.propagate, False
-    logger.addHandler(messages)
-    try:
-        yield
-    finally:
-        logger.removeHandler(messages)
-        logger.propagate = propagates
-        if wrong:
-            wrong += [f"aloop said: {text}" for text in messages.texts[-_MAX_MESSAGES:]]
-
-
 @dataclass(frozen=True, slots=True)
 class Trainings:
     """One training that is begun again and again, each time in a directory of its own."""
@@ -392,15 +318,3 @@ class Trainings:
     def forget(self, name: str) -> None:
         """Remove what is left of a trial."""
         shutil.rmtree(self.directory / name)
-
-
-def refuse_in_a_loop(what: str) -> None:
-    """Raise `ArgumentError` where an event loop runs in this thread already."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise ArgumentError(
-        f"{what} was called where an event loop runs; expected none, for it runs event loops of "
-        "its own; call it from a test that is no coroutine function, or by asyncio.to_thread"
-    )

@@ -6,13 +6,8 @@ from random import Random
 from typing import Final
 
 from aloop.testing.arguments import checked_make_loop, patterns_of, scratch, seed_of, timeout_of
-from aloop.testing.everywhere.attempts import (
-    Frames,
-    Trainings,
-    alone,
-    refuse_in_a_loop,
-    told,
-)
+from aloop.testing.everywhere.attempts import Frames, Trainings, told
+from aloop.testing.everywhere.surroundings import alone, refuse_in_a_loop
 from aloop.testing.outcomes import MakeLoop
 from aloop.testing.reports import Report, Trial, finished, going_on
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from aloop.errors import ArgumentError, TrainingFinish, brief
 from aloop.main_loop import MainLoop
 from aloop.testing.arguments import checked_make_loop, patterns_of, scratch, seed_of, timeout_of
-from aloop.testing.everywhere.attempts import Attempt, Trainings, alone, refuse_in_a_loop
+from aloop.testing.everywhere.attempts import Attempt, Trainings
 from aloop.testing.everywhere.places import LEGS, Leg, Place, chosen, halfway
+from aloop.testing.everywhere.surroundings import alone, refuse_in_a_loop
 from aloop.testing.outcomes import MakeLoop, PlannedError, differences
 from aloop.testing.reports import Report, Trial, finished, going_on, never_broken
 

@@ -1,13 +1,23 @@
 """The guard: what is run under it blocks no event loop, and leaves nothing behind."""
 
+import asyncio
 import gc
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from functools import partial, wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from typing import Any, Final, TypeVar, cast
 
 from aloop.errors import ArgumentError, seconds_of
-from aloop.testing.guard.leftovers import Children, Files, Handlers, Leftover, Threads
+from aloop.testing.guard.leftovers import (
+    Children,
+    Files,
+    Handlers,
+    Leftover,
+    SignalHandlers,
+    Threads,
+)
 from aloop.testing.guard.watching import Watch
 
 __all__ = ["BLOCK_S", "PATIENCE_S", "Guard", "LeftBehindError", "add_to", "guarded", "listed"]
@@ -20,6 +30,8 @@ PATIENCE_S: Final = 5.0
 
 _AT_ONCE_S: Final = 0.05
 """How long threads may take to end before the garbage is collected."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _lock = threading.Lock()
 _active: "list[Guard]" = []
@@ -43,6 +55,14 @@ class Guard:
         signals: bool = True,
         patience_s: float = PATIENCE_S,
     ) -> None:
+        for name, flag in (
+            ("tasks", tasks),
+            ("threads", threads),
+            ("files", files),
+            ("processes", processes),
+            ("signals", signals),
+        ):
+            _check_flag(name, flag)
         self.watch = watch = Watch(_checked_block(block_s))
         """What it knows of the event loops."""
         self.thread = threading.current_thread()
@@ -72,21 +92,25 @@ class Guard:
         self.watch.stop()
         return self.watch.blocked + (self.watch.left_tasks() if self._has_tasks else [])
 
-    def end_of_process(self, let_go: Callable[[], object] | None = None) -> list[str]:
-        """Give what is left elsewhere, and look no more.
+    def is_anything_left(self) -> bool:
+        """Say whether there is anything elsewhere now; some of it may still end."""
+        return any(leftover.left(_AT_ONCE_S) for leftover in self.leftovers)
 
-        Parameters:
-            let_go: lets go of what may hold some of it, before the garbage is collected.
-        """
+    def end_of_process(self) -> list[str]:
+        """Give what is left elsewhere, and look no more."""
         with _lock:
             _active.remove(self)
             beside = [guard for guard in _active if not self._is_nested_with(guard)]
             own = [leftover for leftover in self.leftovers if not _hand_over(leftover, beside)]
         if any(leftover.left(_AT_ONCE_S) for leftover in own):
-            if let_go is not None:
-                let_go()
             gc.collect()  # much ends with the garbage that it belongs to
         return [text for leftover in own for text in leftover.left(self._patience_s)]
+
+    def allow(self, handlers: SignalHandlers) -> None:
+        """Let these signal handlers be there at the end as well as those of the beginning."""
+        for leftover in self.leftovers:
+            if isinstance(leftover, Handlers):
+                leftover.allow(handlers)
 
     def forget(self) -> None:
         """Look no more at what is left elsewhere."""
@@ -110,7 +134,52 @@ def _hand_over(leftover: Leftover, guards: list[Guard]) -> bool:
     return False
 
 
-@contextmanager
+class _Guarded(ContextDecorator):
+    """What `guarded` gives: a guard for each body, and each call of a function."""
+
+    def __init__(self, make: Callable[[], Guard]) -> None:
+        self._make = make
+        self._guards: list[Guard] = []
+
+    def __enter__(self) -> None:
+        self._guards.append(self._make())
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        found = self._guards.pop().end()
+        if error is not None:
+            add_to(error, found)
+        elif found:
+            raise LeftBehindError(listed(found))
+
+    def _recreate_cm(self) -> "_Guarded":  # for each call, which may be in several threads
+        return _Guarded(self._make)
+
+    def __call__(self, func: _Function) -> _Function:
+        """Guard each call of a function, sync or async."""
+        if isgeneratorfunction(func) or isasyncgenfunction(func):
+            raise ArgumentError(
+                f"guarded() was put on {func!r:.80}, a generator function; expected a function or "
+                "a coroutine function; write with guarded(): in its body"
+            )
+        if not iscoroutinefunction(func):
+            return super().__call__(func)
+
+        @wraps(func)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            with _Guarded(self._make):
+                # Handles are watched that begin, and end, while there is a guard.
+                await asyncio.sleep(0)
+                try:
+                    result = await func(*args, **kwargs)
+                except Exception:
+                    await asyncio.sleep(0)
+                    raise
+                await asyncio.sleep(0)
+                return result
+
+        return cast("_Function", call)
+
+
 def guarded(
     *,
     block_s: float | None = BLOCK_S,
@@ -120,14 +189,24 @@ def guarded(
     processes: bool = True,
     signals: bool = True,
     patience_s: float = PATIENCE_S,
-) -> Generator[None]:
+) -> _Guarded:
     """Raise `LeftBehindError` when the body blocks an event loop, or leaves something behind.
+
+    It is a context manager, and a decorator of functions and coroutine functions::
+
+        with guarded():
+            asyncio.run(main())
+
+        @guarded(block_s=1)
+        async def main() -> None: ...
 
     It looks at the event loops that run in this thread meanwhile, and in threads that are started
     meanwhile; not at those of uvloop. What is left of them are tasks that are not done. The rest
     is looked at in the whole process; of several guards side by side in threads, the last one to
     end has what all of them left. What goes with the garbage is not left. What the body raises
-    goes up, with what was found as a note.
+    goes up, with what was found as a note. In a coroutine ``with guarded()`` does not see the
+    steps in which it begins and ends blocked, before the first await that waits and after the last
+    one; as a decorator it does.
 
     Parameters:
         block_s: seconds that one handle of an event loop may take: a step of a task, from one
@@ -136,30 +215,28 @@ def guarded(
         tasks: whether tasks may not be left. Those that an event loop has cancelled at its end,
             as `asyncio.run` does, are not, nor are those in which one closes generators, nor those
             of aloop that wait for a batch which the next run of their loop will find.
-        threads: whether threads may not be left, but for those of an event loop's own executor.
-        files: whether file descriptors may not be left open, on Linux.
+        threads: whether threads may not be left, but for those of an event loop's own executor and
+            the one that tqdm keeps for the life of the process.
+        files: whether file descriptors, and event loops, may not be left open, on Linux.
         processes: whether child processes may not be left, running or not waited for, on Linux.
         signals: whether the handlers of SIGINT and SIGTERM may not be other ones at the end.
         patience_s: seconds that threads which were told to end have for it, 0 or more; they are
             waited for in this thread.
+
+    Raises `ArgumentError`, when the body begins, for what is none of these.
     """
-    guard = Guard(
-        block_s=block_s,
-        tasks=tasks,
-        threads=threads,
-        files=files,
-        processes=processes,
-        signals=signals,
-        patience_s=patience_s,
+    return _Guarded(
+        partial(
+            Guard,
+            block_s=block_s,
+            tasks=tasks,
+            threads=threads,
+            files=files,
+            processes=processes,
+            signals=signals,
+            patience_s=patience_s,
+        )
     )
-    try:
-        yield
-    except BaseException as error:
-        add_to(error, guard.end())
-        raise
-    found = guard.end()
-    if found:
-        raise LeftBehindError(listed(found))
 
 
 def add_to(error: BaseException, found: list[str]) -> None:
@@ -171,6 +248,13 @@ def add_to(error: BaseException, found: list[str]) -> None:
 def listed(found: list[str]) -> str:
     """Give one text of all that a guard has found."""
     return "\n".join(f"the guard: {text}" for text in found)
+
+
+def _check_flag(name: str, flag: object) -> None:
+    if not isinstance(flag, bool):
+        raise ArgumentError(
+            f"{name} is {flag!r:.80}; expected True or False; give False to leave it out"
+        )
 
 
 def _checked_block(block_s: object) -> float:

@@ -1,18 +1,21 @@
 """What of a process may be left behind: threads, child processes, open files, signal handlers."""
 
+import asyncio
+import gc
 import os
 import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from aloop.testing.guard.watching import Watch
 
-__all__ = ["Children", "Files", "Handlers", "Leftover", "Threads"]
+__all__ = ["Children", "Files", "Handlers", "Leftover", "SignalHandlers", "Threads"]
 
 _STANDARD: Final = (0, 1, 2)
 """The descriptors that are there in any case, and lead elsewhere while pytest captures them."""
@@ -20,6 +23,12 @@ _STANDARD: Final = (0, 1, 2)
 _MAX_TEXT: Final = 200  # characters of what is named
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+_FOR_LIFE: Final = ("tqdm_monitor",)
+"""The threads that libraries keep for the life of the process, and that end by themselves."""
+
+SignalHandlers: TypeAlias = dict[signal.Signals, Any]
+"""Handlers by signal."""
 
 
 class Leftover(ABC):
@@ -70,6 +79,9 @@ class Threads(Leftover):
         kept = _threads_of_executors(self._watch)
         threads = set(threading.enumerate()) - self.before - kept - {threading.current_thread()}
         new = [thread for thread in threads if thread.is_alive() and not _is_of_others(thread)]
+        if new and "uvloop" in sys.modules:
+            kept = _threads_of_uvloop()
+            new = [thread for thread in new if thread not in kept]
         return sorted(new, key=lambda thread: thread.name)
 
 
@@ -82,8 +94,26 @@ def _threads_of_executors(watch: Watch) -> set[threading.Thread]:
     return found
 
 
+def _threads_of_uvloop() -> set[threading.Thread]:
+    """Give the threads of the executors that loops of uvloop have, which do not tell of them."""
+    found: set[threading.Thread] = set()
+    for loop in _loops_in_memory():
+        if type(loop).__module__.partition(".")[0] == "uvloop" and not loop.is_closed():
+            for part in gc.get_referents(loop):
+                if isinstance(part, Executor):
+                    found |= getattr(part, "_threads", set[threading.Thread]())
+    return found
+
+
+def _loops_in_memory() -> list[asyncio.AbstractEventLoop]:
+    # By type: what is asked for its class otherwise may be anything, and do anything.
+    return [what for what in gc.get_objects() if issubclass(type(what), asyncio.AbstractEventLoop)]
+
+
 def _is_of_others(thread: threading.Thread) -> bool:
-    """Say whether a thread is none of Python's, or one of anyio's that ends with a task."""
+    """Say whether a thread is none of Python's, ends with a task of anyio, or is kept for life."""
+    if thread.name in _FOR_LIFE:
+        return True
     if isinstance(thread, threading._DummyThread):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         return True
     task = getattr(thread, "root_task", None)
@@ -109,12 +139,30 @@ class Files(Leftover):
         super().__init__(_open_files())
 
     def left(self, patience_s: float) -> list[str]:
-        """Name the file descriptors."""
+        """Name the file descriptors, and the event loops to which some of them belong."""
         found = {key: what for key, what in _open_files().items() if key not in self.before}
-        return [
+        if not found:
+            return []
+        numbers = {key[0] for key in found}
+        loops: list[str] = []
+        for loop in _loops_in_memory():
+            own = set(_files_of(loop))
+            if own and own <= numbers:
+                numbers -= own
+                loops.append(f"the event loop {loop!r:.{_MAX_TEXT}} is open; close it")
+        return loops + [
             f"the file descriptor {key[0]} is open, and leads to {found[key]}; close it"
             for key in found
+            if key[0] in numbers
         ]
+
+
+def _files_of(loop: asyncio.AbstractEventLoop) -> list[int]:
+    """Give the descriptors that an event loop has by itself: of its selector, and what wakes it."""
+    if loop.is_closed():
+        return []
+    parts: list[Any] = [getattr(loop, name, None) for name in ("_selector", "_ssock", "_csock")]
+    return [part.fileno() for part in parts if hasattr(part, "fileno")]
 
 
 def _open_files() -> dict[tuple[int, int, int], str]:
@@ -196,26 +244,37 @@ def _of_multiprocessing() -> tuple[set[int], set[int]]:
     return children, files
 
 
+def _handlers_now() -> SignalHandlers:
+    """Give the handlers of SIGINT and SIGTERM."""
+    return {number: signal.getsignal(number) for number in _SIGNALS}
+
+
 class Handlers(Leftover):
     """The handlers of SIGINT and SIGTERM."""
 
     def __init__(self) -> None:
         super().__init__(())
         self.began = monotonic()
-        self.handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.handlers = _handlers_now()
+        self.allowed: list[SignalHandlers] = [self.handlers]
+        """Any of which may be there."""
+
+    def allow(self, handlers: SignalHandlers) -> None:
+        """Let these be there as well."""
+        self.allowed.append(handlers)
 
     def left(self, patience_s: float) -> list[str]:
         """Name the signals whose handlers are other ones."""
-        now = {number: signal.getsignal(number) for number in _SIGNALS}
+        now = _handlers_now()
         return [
             f"the handler of {number.name} is {now[number]!r:.{_MAX_TEXT}}; expected "
             f"{before!r:.{_MAX_TEXT}}; put it back"
             for number, before in self.handlers.items()
-            if now[number] is not before and now[number] != before
+            if now[number] not in [handlers.get(number, before) for handlers in self.allowed]
         ]
 
     def inherit(self, other: Leftover) -> None:
         """Take over from another one of this kind, the older of them counts."""
         assert isinstance(other, Handlers)
         if other.began < self.began:
-            self.began, self.handlers = other.began, other.handlers
+            self.began, self.handlers, self.allowed = other.began, other.handlers, other.allowed

@@ -317,6 +317,8 @@ def _place(frame: FrameType | None) -> str | None:
         frame = frame.f_back
     if frame is None or innermost is None or not names:
         return None
+    if innermost.f_code.co_filename == __file__:  # it has ended, and its time is being taken
+        return None
     place = f"{innermost.f_code.co_filename}:{innermost.f_lineno}"
     return f"{' > '.join(reversed(names[:_MAX_FRAMES]))} ({place})"
 
