@@ -19,6 +19,13 @@ def directory(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.fixture(autouse=True)
+def children_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the many children what measuring coverage takes: most end before they could tell."""
+    for variable in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture
 def every() -> bool:
     """Whether a test goes through all there is, as ALOOP_EVERY=1 asks for; this takes an hour."""
