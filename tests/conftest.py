@@ -1,5 +1,6 @@
 """What many tests use."""
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -19,6 +20,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_sessionstart(session: pytest.Session) -> None:
     # Each test is guarded, which pyproject.toml says; on a busy machine a step takes its time.
     session.add_marker(pytest.mark.aloop_guard(block_s=5))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # The guard looks for garbage after many a test: not among what was imported for all of them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
