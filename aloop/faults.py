@@ -43,7 +43,7 @@ POINTS: Final = MappingProxyType(
             for callback in CallbackName
         },
         # The commit.
-        "commit.begun": FaultPoint("all extensions are done with a batch"),
+        "commit.begun": FaultPoint("all is done at a boundary, and it is not marked as whole"),
         "commit.done": FaultPoint("the log was told that the boundary is whole"),
         # The journal; but for the first and last of a group, in its thread.
         "log.opening": FaultPoint("the file of the log is to be opened", may_raise=True),
@@ -89,7 +89,6 @@ POINTS: Final = MappingProxyType(
         "drain.called": FaultPoint("the extensions were told of an end in good order"),
         "drain.told": FaultPoint("the extensions were told of a failure"),
         "drain.done": FaultPoint("the last checkpoint is saved"),
-        "close.committed": FaultPoint("the last boundary is committed"),
         "close.done": FaultPoint("everything is closed"),
         # The thread that reads a stream.
         "bridge.reading": FaultPoint("the next batch is about to be read", may_raise=True),
@@ -149,10 +148,10 @@ def with_points(
     if _watcher is None:
         return function
 
-    def between(*args: Any) -> Any:
+    def between(*args: Any, **options: Any) -> Any:
         if before is not None:
             fault_point(before)
-        result = function(*args)
+        result = function(*args, **options)
         if after is None:
             return result
         if isawaitable(result):

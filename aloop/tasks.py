@@ -5,6 +5,7 @@ import contextvars
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import nullcontext
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ __all__ = [
     "Patience",
     "create_hidden_task",
     "current_part",
+    "frames_of",
     "show_task",
     "whereabouts",
 ]
@@ -55,16 +57,22 @@ def show_task(task: asyncio.Task[Any]) -> None:
     asyncio.tasks._register_task(task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
-def whereabouts(work: Coroutine[Any, Any, Any]) -> str:
-    """Say what a coroutine is at, from its beginning to what it awaits."""
-    names: list[str] = []
-    place = "nowhere"
+def frames_of(work: object) -> list[FrameType]:
+    """Give the frames of a coroutine, from its beginning to what it awaits."""
+    frames: list[FrameType] = []
     what: Any = work
     while (frame := getattr(what, "cr_frame", None)) is not None:
-        names.append(frame.f_code.co_qualname)
-        place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frames.append(frame)
         what = what.cr_await
-    return f"{' > '.join(names[-4:])} ({place})"
+    return frames
+
+
+def whereabouts(work: Coroutine[Any, Any, Any]) -> str:
+    """Say what a coroutine is at, from its beginning to what it awaits."""
+    frames = frames_of(work)
+    names = " > ".join(frame.f_code.co_qualname for frame in frames[-4:])
+    place = f"{frames[-1].f_code.co_filename}:{frames[-1].f_lineno}" if frames else "nowhere"
+    return f"{names} ({place})"
 
 
 class Patience:

@@ -112,6 +112,7 @@ class Training:
     def begin(self, stop: StopRequest, background: BackgroundWork, *, is_profiled: bool) -> None:
         """Get ready for a run, of which `stop` says what is asked."""
         self._is_profiled = is_profiled
+        self._commit = with_points(self.log.commit, "commit.begun", "commit.done")
         self._stop = stop
         self._background = background
         self._is_open = self._is_refused = self._has_stream_failed = False
@@ -199,8 +200,7 @@ class Training:
                     self.log.forget_beginning()
                 elif self._is_open:
                     self._stop.record_ending(self.log)
-                    self.log.commit(durable=True)
-                    fault_point("close.committed")
+                    self._commit(durable=True)
                 self.profile.stop()
                 if self._is_profiled:
                     _logger.info("profile of the run:\n%s", self.profile.report())
@@ -239,7 +239,7 @@ class Training:
         if self.status["iterations_done"]:
             await self.dispatcher.call(CallbackName.ON_RESUMPTION)
         self._stop.record(self.log)
-        self.log.commit()
+        self._commit()
         if self._stage.in_epoch and self.reading.has_lost_its_place:
             self._leave_epoch()
 
@@ -286,7 +286,7 @@ class Training:
         self.status.end_epoch()
         await self.dispatcher.call(CallbackName.AFTER_EPOCH)
         self._stop.record(self.log)
-        self.log.commit(durable=True)
+        self._commit(durable=True)
         await self._heed(at_epoch_end=True)
 
     def _leave_epoch(self) -> None:
@@ -303,7 +303,7 @@ class Training:
         fetch, waits = reading.fetching()
         fetch, waits = self.timed("read_data", fetch), waits or self._is_profiled
         fetch = with_points(fetch, after="batch.fetched")
-        commit = with_points(log.commit, "commit.begun", "commit.done")
+        commit = self._commit
         while True:
             try:
                 batch = await fetch() if waits else fetch()
@@ -357,7 +357,7 @@ class Training:
                 await turn.give_way()
                 if stop.is_due:  # asked for meanwhile: before another batch is fetched
                     stop.record(log)
-                    log.commit()
+                    commit()
                     await self._heed()
 
     def _stream_failed(self, error: BaseException) -> None:
@@ -386,7 +386,7 @@ class Training:
             else:
                 return
             stop.record(self.log)
-            self.log.commit()
+            self._commit()
 
     def _finish_if_asked(self, requested: Any, *, at_epoch_end: bool) -> None:
         log = self.log

@@ -25,7 +25,7 @@ MAX_BATCHES: Final = 32
 _LOCK_HANDOVER_S: Final = 1e-6
 """Asked of the system, which makes it as long as it takes a thread to wake up."""
 
-_threads_at_work: "WeakKeyDictionary[asyncio.AbstractEventLoop, int]" = WeakKeyDictionary()
+_threads_at_work = 0
 _handed_over_at = 0.0
 
 _runs: "WeakKeyDictionary[asyncio.AbstractEventLoop, set[Turn]]" = WeakKeyDictionary()
@@ -78,17 +78,15 @@ class Turn:
 
 @contextmanager
 def thread_at_work() -> Generator[None]:
-    """Say, while the body runs, that another thread works for the event loop that runs."""
-    loop = asyncio.get_running_loop()
-    _threads_at_work[loop] = _threads_at_work.get(loop, 0) + 1
+    """Say, while the body runs, that another thread works for an event loop of this process."""
+    global _threads_at_work  # of the process, as the interpreter lock is
+    _threads_at_work += 1
     try:
         yield
     finally:
-        _threads_at_work[loop] -= 1
-        if not _threads_at_work[loop]:
-            del _threads_at_work[loop]
+        _threads_at_work -= 1
 
 
-def threads_at_work(loop: asyncio.AbstractEventLoop) -> int:
-    """Give how many waits for other threads are under way in an event loop."""
-    return _threads_at_work.get(loop, 0)
+def threads_at_work() -> int:
+    """Give how many waits for other threads are under way in this process."""
+    return _threads_at_work

@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +58,18 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -
     yield
     for setting in config._settings:
         delattr(config, setting)
+
+
+@pytest.fixture
+def no_threads_of_aloop() -> Iterator[None]:
+    """Fail a test that leaves threads of aloop's, though others may leave theirs."""
+    before = set(threading.enumerate())
+    yield
+    left = [
+        thread
+        for thread in set(threading.enumerate()) - before
+        if thread.name.startswith(("aloop", "Thread-"))
+    ]
+    for thread in left:
+        thread.join(timeout=5)  # one that was told to end may need a moment
+    assert not [thread for thread in left if thread.is_alive()]

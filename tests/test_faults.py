@@ -67,12 +67,14 @@ def test_points_are_passed_around_calls_and_what_they_give_to_await() -> None:
     with watched_points(passed.append):
         plain = with_points(len, "batch.fetched", "step.begun")
         awaited = with_points(step, "batch.fetched", "step.done")
+        named = with_points(dict, "commit.begun", "commit.done")
         before = with_points(len, "batch.fetched")
     assert plain([1]) == 1  # whoever was watched stays so
     assert passed == []
     with watched_points(passed.append):
         assert (plain([1]), before([2])) == (1, 1)
         assert passed == ["batch.fetched", "step.begun", "batch.fetched"]
+        assert named(durable=True) == {"durable": True}
         passed.clear()
         assert asyncio.run(awaited(1)) == 2
     assert passed == ["batch.fetched", "at work", "step.done"]
@@ -88,6 +90,8 @@ async def test_a_run_passes_its_points_in_order() -> None:
         await MainLoop(step, [1], extensions=[FinishAfter(after_n_epochs=1)], signals="off").run()
     assert passed == [
         "run.opened",
+        "commit.begun",
+        "commit.done",
         "run.started",
         "epoch.begun",
         "batch.fetched",
@@ -98,10 +102,13 @@ async def test_a_run_passes_its_points_in_order() -> None:
         "commit.done",
         "batch.fetched",
         "callback.after_epoch",
+        "commit.begun",
+        "commit.done",
         "drain.begun",
         "drain.settled",
         "drain.called",
         "drain.done",
-        "close.committed",
+        "commit.begun",
+        "commit.done",
         "close.done",
     ]

@@ -15,7 +15,10 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 # What the client of the kernel keeps, which the tests of the module share.
-pytestmark = pytest.mark.aloop_guard(threads=False, files=False)
+pytestmark = [
+    pytest.mark.aloop_guard(threads=False, files=False),
+    pytest.mark.usefixtures("no_threads_of_aloop"),
+]
 
 FILE = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
 NOTEBOOK = json.loads(FILE.read_text(encoding="utf-8"))

@@ -106,11 +106,11 @@ class SteppedLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         self._ready.extend(self._put_off)
         self._put_off.clear()
-        super()._run_once()  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
+        super()._run_once()  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue] - not in its types
 
     def _process_events(self, event_list: list[Any]) -> None:
         """Gather what this round has to do, and shuffle it; called once in each round."""
-        super()._process_events(event_list)  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
+        super()._process_events(event_list)  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue] - not in its types
         for callback in self._at_round.pop(self.rounds, ()):
             self.call_soon(callback)
         # Those that asyncio itself would take next: here, so that they are shuffled too.

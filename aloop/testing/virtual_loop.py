@@ -192,7 +192,7 @@ class VirtualLoop(SteppedLoop):
         """Name what threads are known to be at work at for the loop, and are waited for."""
         # Looked at here rather than when they end: that would be a turn more.
         jobs = [name for job, name in self._jobs.items() if not job.done()]
-        waits = threads_at_work(self)
+        waits = threads_at_work()
         if not waits or jobs:
             return jobs
         return [f"the threads of {waits} wait{'s' if waits > 1 else ''} of aloop"]

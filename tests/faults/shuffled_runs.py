@@ -157,7 +157,7 @@ class Scene:
     def __post_init__(self) -> None:
         _under_way.append(self)
         self.random = Random(f"scene {self.seed}")  # noqa: S311 - no secret
-        self.clock: VirtualLoop = asyncio.get_running_loop()  # type: ignore[assignment]
+        self.clock: VirtualLoop = asyncio.get_running_loop()  # type: ignore[assignment] - where scenes are played
         self.queue: asyncio.Queue[int | None] = asyncio.Queue()
         self.awake = asyncio.Event()
         self.release = asyncio.Event()

@@ -100,16 +100,16 @@ def die_at_steps(server, tmp_path, straight, steps, publication):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("publication", [4])  # which removes the oldest before it
+@pytest.mark.parametrize("publication", [1, 4])  # the fourth removes the oldest before it
 def test_training_killed_at_each_step_of_publishing_ends_as_the_straight_one(
     server, tmp_path, straight, publication
 ):
-    assert die_at_steps(server, tmp_path, straight, range(0, 400, 8), publication) is None
+    assert die_at_steps(server, tmp_path, straight, range(0, 400, 4), publication) is None
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("backend", ["python"])
+@pytest.mark.parametrize("backend", ["sqlite", "python"])
 def test_training_that_was_stopped_and_killed_50_times_ends_as_the_straight_one(
     server, tmp_path, straight, backend
 ):

@@ -106,8 +106,8 @@ def test_200_storms_lose_double_and_leave_nothing():
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_500_more_storms_lose_double_and_leave_nothing():
-    assert_clean(storms(range(200, 700), timeout=250))
+def test_1000_more_storms_lose_double_and_leave_nothing():
+    assert_clean(storms(range(200, 1200), timeout=250))
 
 
 def test_the_schedules_have_every_fault_everywhere():

@@ -24,6 +24,7 @@ from aloop.streams.huggingface import (
 pytestmark = [
     pytest.mark.huggingface,
     pytest.mark.aloop_guard(threads=False, files=False),  # what datasets keeps
+    pytest.mark.usefixtures("no_threads_of_aloop"),
 ]
 
 EXAMPLES = 20

@@ -95,15 +95,15 @@ def forgetful(directory: Path) -> MainLoop:
 
 def test_what_is_lost_by_a_crash_is_told_and_kept(directory: Path) -> None:
     with pytest.raises(FaultFoundError) as caught:
-        crash_everywhere(forgetful, directory, points=["commit.done"], processes=1)
+        crash_everywhere(forgetful, directory, points=["step.done"], processes=1)
     text = str(caught.value)
-    assert "killed at commit.done (the log was told that the boundary is whole), time 4" in text
+    assert "killed at step.done (the algorithm has trained on a batch), time 4" in text
     assert re.search(r"rows/4/batches is \d; it should be 4", text)
     assert f"the files are in {directory}" in text
     failed = {trial.what: trial for trial in caught.value.report.failed}
     trial = failed["stopped halfway"]
     assert (trial.point, trial.was_broken) == (None, True)
-    assert (directory / "run-commit.done-4" / "log.sqlite").exists()
+    assert (directory / "run-step.done-4" / "log.sqlite").exists()
 
 
 @pytest.mark.parametrize(

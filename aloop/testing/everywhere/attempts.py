@@ -4,14 +4,14 @@ import asyncio
 import shutil
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from types import CodeType
-from typing import Any, Final, Self, TypeAlias, cast
+from typing import Any, Final, Self, TypeAlias
 
 from aloop.callbacks import CallbackName
 from aloop.checkpoints import CheckpointDirectory
@@ -21,17 +21,18 @@ from aloop.faults import watched_points
 from aloop.log import SQLiteLog, read_log
 from aloop.main_loop import MainLoop
 from aloop.signals import SIGNALS
+from aloop.tasks import frames_of
 from aloop.testing.everywhere.places import Place
 from aloop.testing.everywhere.surroundings import forget_frames, handlers_kept, messages_kept
 from aloop.testing.guard import LeftBehindError, guarded
 from aloop.testing.outcomes import MakeLoop, Outcome, differences, is_same, loop_of, outcome_of
 from aloop.testing.reports import beginning
+from aloop.testing.stepped_loop import SteppedLoop
 
 __all__ = ["Attempt", "Frames", "Trainings", "told"]
 
 Frames: TypeAlias = tuple[tuple[CodeType, int], ...]
 """Where a task waits: its coroutines from the outermost to the innermost, each with the line."""
-
 
 _CANCELLED_S: Final = 0.1
 """How long a task that is left has to end when it is cancelled."""
@@ -43,20 +44,11 @@ def told(frames: Frames) -> str:
 
 
 def _frames_of(task: "asyncio.Task[Any]") -> Frames:
-    frames: list[tuple[CodeType, int]] = []
-    coroutine: Any = task.get_coro()
-    while coroutine is not None:
-        kind = "ag" if hasattr(coroutine, "ag_frame") else "cr"
-        frame = getattr(coroutine, f"{kind}_frame", None)
-        if frame is None:
-            break
-        frames.append((frame.f_code, frame.f_lineno))
-        coroutine = getattr(coroutine, f"{kind}_await", None)
-    return tuple(frames)
+    return tuple((frame.f_code, frame.f_lineno) for frame in frames_of(task.get_coro()))
 
 
-class _WatchedLoop(asyncio.SelectorEventLoop):
-    """An event loop that knows its tasks, and calls `look` between any two things that it does."""
+class _WatchedLoop(SteppedLoop):
+    """An event loop that knows its tasks, and calls `look` between any two turns."""
 
     def __init__(self, look: Callable[[], None]) -> None:
         super().__init__()
@@ -64,6 +56,11 @@ class _WatchedLoop(asyncio.SelectorEventLoop):
         self.pending: list[asyncio.Task[Any]] = []
         self._factory: Any = None  # of the program's own
         super().set_task_factory(self._make)
+        self.call_at_turn(1, self._look_at_each)
+
+    def _look_at_each(self) -> None:
+        self.call_at_turn(self.turns + 2, self._look_at_each)
+        self._look()
 
     def set_task_factory(self, factory: Any) -> None:
         """Have tasks made by a factory of the program's, and know them all the same."""
@@ -82,13 +79,6 @@ class _WatchedLoop(asyncio.SelectorEventLoop):
             task = self._factory(self, work, **options)
         self.pending.append(task)
         return task
-
-    def _process_events(self, event_list: list[Any]) -> None:
-        super()._process_events(event_list)  # type: ignore[misc]
-        ready = cast("deque[asyncio.Handle]", self._ready)  # type: ignore[attr-defined]
-        for _ in range(len(ready)):
-            ready.append(ready.popleft())
-            ready.append(asyncio.Handle(self._look, (), self))
 
 
 @dataclass
@@ -202,7 +192,8 @@ class Attempt:
         for task in left:
             task.cancel()
         for task in (await asyncio.wait(left, timeout=_CANCELLED_S))[1] if left else ():
-            asyncio.tasks._unregister_task(task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            # Public to those who extend asyncio, as its documentation says.
+            asyncio.tasks._unregister_task(task)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - as above
 
     def _complain(self, _events: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -267,7 +258,7 @@ class Attempt:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Trainings:
     """One training that is begun again and again, each time in a directory of its own."""
 
@@ -275,7 +266,7 @@ class Trainings:
     directory: Path
     ignore: Sequence[str]
     timeout_s: float
-    restored: Counter[str] = field(default_factory=Counter[str])
+    restored: int = 0
     """How often it has gone on from a checkpoint."""
 
     def straight(self) -> Attempt:
@@ -307,7 +298,7 @@ class Trainings:
     def go_on(self, name: str, straight: Attempt) -> list[str]:
         """Start it again, and say what is wrong at its end."""
         again = self.attempt(name)
-        self.restored["restore.done"] += again.passed["restore.done"]
+        self.restored += again.passed["restore.done"]
         wrong = again.wrong
         if again.error is not None:
             wrong.append(f"it failed: {brief(again.error)}")

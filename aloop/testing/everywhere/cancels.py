@@ -54,7 +54,7 @@ def cancel_everywhere(
     with scratch(directory, "cancels") as where, alone():
         trainings = Trainings(make_loop, where, ignore, timeout_s)
         trials = list(_trials(trainings, seed, every=every))
-        trials.append(going_on(trainings.restored["restore.done"]))
+        trials.append(going_on(trainings.restored))
         return finished("cancel_everywhere", trials, where)
 
 

@@ -57,7 +57,7 @@ def raise_everywhere(
     with scratch(directory, "errors") as where, alone():
         trainings = Trainings(make_loop, where, ignore, timeout_s)
         trials = list(_trials(trainings, error, points, seed, every=every))
-        trials.append(going_on(trainings.restored["restore.done"]))
+        trials.append(going_on(trainings.restored))
         return finished("raise_everywhere", trials, where)
 
 
@@ -76,7 +76,7 @@ def _trials(
     stopped = trainings.attempt("stopped", on_point=stop)
     resumed = trainings.attempt("stopped")
     failed = trainings.attempt("failed", on_point=_Raised(middle, error))
-    trainings.restored.update({"restore.done": resumed.passed["restore.done"]})
+    trainings.restored += resumed.passed["restore.done"]
     yield Trial("stopped halfway, and started again", (*stopped.wrong, *resumed.wrong))
     legs: dict[Leg, Counter[str]] = {
         "run": straight.passed,

@@ -114,14 +114,14 @@ def _is_of_others(thread: threading.Thread) -> bool:
     """Say whether a thread is none of Python's, ends with a task of anyio, or is kept for life."""
     if thread.name in _FOR_LIFE:
         return True
-    if isinstance(thread, threading._DummyThread):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    if isinstance(thread, threading._DummyThread):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the way there is
         return True
     task = getattr(thread, "root_task", None)
     return type(thread).__module__.startswith("anyio.") and task is not None and not task.done()
 
 
 def _stack_of(thread: threading.Thread) -> str:
-    frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the way there is
     frame = frames.get(thread.ident or 0)
     places: list[str] = []
     while frame is not None:

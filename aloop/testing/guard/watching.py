@@ -78,7 +78,7 @@ _threads: dict[int, _Thread] = {}
 _least_s = float("inf")
 """The least of the times that the watches allow a handle."""
 
-_run_handle: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # noqa: SLF001
+_run_handle: Callable[[asyncio.Handle], None] = asyncio.Handle._run  # noqa: SLF001 - asyncio's own
 _is_in_place = False
 """Whether handles go through this module. They go on to if somebody has wrapped that meanwhile."""
 
@@ -124,7 +124,7 @@ class Watch:
         """Know a handle's event loop, and its task."""
         if not self.covers(threading.current_thread()):
             return
-        loop: asyncio.AbstractEventLoop = handle._loop  # type: ignore[attr-defined]  # noqa: SLF001
+        loop: asyncio.AbstractEventLoop = handle._loop  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio's own
         if loop not in self.loops:
             self.loops.add(loop)
             # What has not begun was made while somebody watched: no loop leaves it so.
@@ -184,11 +184,11 @@ def _change(watches: tuple[Watch, ...]) -> None:
     _watches = watches
     _least_s = min((watch.block_s for watch in watches), default=float("inf"))
     if watches and not _is_in_place:
-        _run_handle = asyncio.Handle._run  # noqa: SLF001
-        asyncio.Handle._run = _run_watched  # type: ignore[method-assign]  # noqa: SLF001
+        _run_handle = asyncio.Handle._run  # noqa: SLF001 - asyncio's own
+        asyncio.Handle._run = _run_watched  # type: ignore[method-assign]  # noqa: SLF001 - asyncio's own
         _is_in_place = True
-    elif not watches and asyncio.Handle._run is _run_watched:  # noqa: SLF001
-        asyncio.Handle._run = _run_handle  # type: ignore[method-assign]  # noqa: SLF001
+    elif not watches and asyncio.Handle._run is _run_watched:  # noqa: SLF001 - asyncio's own
+        asyncio.Handle._run = _run_handle  # type: ignore[method-assign]  # noqa: SLF001 - asyncio's own
         _is_in_place = False
     if _least_s == float("inf"):
         _looker.stop()
@@ -202,7 +202,7 @@ def _run_watched(handle: asyncio.Handle) -> None:
     if not watches:
         _run_handle(handle)
         return
-    callback: object = handle._callback  # type: ignore[attr-defined]  # noqa: SLF001
+    callback: object = handle._callback  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio's own
     for watch in watches:
         watch.see(handle, callback)
     if _least_s == float("inf"):
@@ -301,7 +301,7 @@ def _note_places() -> None:
     ]
     if not late:
         return
-    frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    frames = sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the way there is
     for thread, began in late:
         where = _place(frames.get(thread.ident))
         if thread.began == began and where is not None:
