@@ -1,3 +1,5 @@
+"""The guard finds what blocks an event loop, as the sleeps of these tests do, and what is left."""
+
 import asyncio
 import multiprocessing
 import os

@@ -1,3 +1,5 @@
+"""The plugin guards tests of every kind; those that sleep are to be caught at it."""
+
 import asyncio
 import signal
 import subprocess

@@ -78,6 +78,7 @@ def _trials(
     failed = trainings.attempt("failed", on_point=_Raised(middle, error))
     trainings.restored += resumed.passed["restore.done"]
     yield Trial("stopped halfway, and started again", (*stopped.wrong, *resumed.wrong))
+    yield Trial("failed halfway", tuple(failed.wrong))
     legs: dict[Leg, Counter[str]] = {
         "run": straight.passed,
         "stopped": stopped.passed,
