@@ -1,3 +1,5 @@
+"""A recorder keeps all that happens in one list, in order."""
+
 import pytest
 
 from aloop import FinishAfter, MainLoop

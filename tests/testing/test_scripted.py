@@ -1,3 +1,5 @@
+"""A scripted algorithm and stream do what the script says, and go on from where they were."""
+
 import asyncio
 
 import pytest

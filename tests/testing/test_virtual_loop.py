@@ -1,3 +1,5 @@
+"""The stepped loop counts and shuffles its turns; time in the virtual one waits for nobody."""
+
 import asyncio
 import signal
 import threading
